@@ -1,0 +1,1 @@
+"""Mayfly: source code to a live URL that ends by itself."""
