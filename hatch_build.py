@@ -20,10 +20,9 @@ def generate(root: Path = ROOT, target: Path = TARGET) -> None:
     The descriptor set holds every import (google/rpc included: a transcoder needs the types of
     error details) and the comments, from which the OpenAPI document is made.
     """
+    import google.api
     import grpc_tools
     from grpc_tools import protoc
-
-    import google.api
 
     protos = sorted((root / "proto").glob("mayfly/v1/*.proto"))
     googleapis = next(Path(p).parents[1] for p in google.api.__path__)
@@ -46,7 +45,9 @@ def generate(root: Path = ROOT, target: Path = TARGET) -> None:
         if (path := bin_dir / name).exists()
     ]
     run(protoc.main, ["protoc", *includes, *plugins, *python, *map(str, protos)])
-    errors = [str(googleapis / "google" / "rpc" / f"{n}.proto") for n in ("status", "error_details")]
+    errors = [
+        str(googleapis / "google" / "rpc" / f"{n}.proto") for n in ("status", "error_details")
+    ]
     run(
         protoc.main,
         [

