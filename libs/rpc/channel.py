@@ -6,11 +6,14 @@ import json
 from typing import Any
 
 import grpc
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.instrumentation.grpc import (
+    aio_client_interceptors,  # pyright: ignore[reportUnknownVariableType]
+)
+from opentelemetry.sdk.trace import TracerProvider
 
 from libs.rpc.server import MAX_MESSAGE_BYTES
 
-_SERVICE_CONFIG = {
+_SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
         {
             "name": [{}],
@@ -41,7 +44,7 @@ _OPTIONS = (
 )
 
 
-def connect(address: str) -> grpc.aio.Channel:
+def connect(address: str, tracer_provider: TracerProvider | None = None) -> grpc.aio.Channel:
     """Return a channel to "unix:/path" or "host:port"; it connects and reconnects by itself."""
-    interceptors: Any = aio_client_interceptors()  # pyright: ignore[reportUnknownVariableType]
+    interceptors: Any = aio_client_interceptors(tracer_provider)
     return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)

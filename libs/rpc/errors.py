@@ -88,7 +88,7 @@ def to_status(error: MayflyError) -> status_pb2.Status:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MayflyError:
-    """Return what the other side said, as it said it; a bare status becomes UNAVAILABLE or INTERNAL."""
+    """Return what the other side said; a bare status becomes UNAVAILABLE or INTERNAL."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_TRAILER and isinstance(value, bytes):
             return _from_status(status_pb2.Status.FromString(value), error.code())
@@ -102,8 +102,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MayflyError:
 def _from_status(status: status_pb2.Status, code: StatusCode) -> MayflyError:
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
+        if detail.Unpack(info):
             break
     return MayflyError(
         reason_value(info.reason),

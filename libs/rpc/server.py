@@ -13,8 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.instrumentation.grpc import (
+    aio_server_interceptor,  # pyright: ignore[reportUnknownVariableType]
+)
 from opentelemetry.instrumentation.grpc.filters import negate, service_prefix
+from opentelemetry.sdk.trace import TracerProvider
 
 from libs.rpc.interceptor import ErrorInterceptor
 
@@ -62,13 +65,18 @@ class Health:
 class Server:
     """A gRPC server at one address: "unix:/path" or "host:port" (port 0 picks one)."""
 
-    def __init__(self, address: str, services: Sequence[str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        services: Sequence[str],
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
         self.address = address
         self.health = Health(services)
         # Streams that never end would each be one span that never ends.
         traced = negate(service_prefix("grpc."))
         self._server: grpc.aio.Server = grpc.aio.server(
-            interceptors=(_tracing(traced), ErrorInterceptor()), options=_OPTIONS
+            interceptors=(_tracing(tracer_provider, traced), ErrorInterceptor()), options=_OPTIONS
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         names = (*services, HEALTH_SERVICE, reflection.SERVICE_NAME)
@@ -102,12 +110,12 @@ class Server:
         await self._server.stop(grace)
 
 
-def _tracing(predicate: Any) -> Any:
-    return aio_server_interceptor(filter_=predicate)  # pyright: ignore[reportUnknownVariableType]
+def _tracing(provider: TracerProvider | None, predicate: Any) -> Any:
+    return aio_server_interceptor(provider, predicate)
 
 
-def _status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
-    statuses = health_pb2.HealthCheckResponse
+def _status(serving: bool) -> Any:
+    statuses: Any = health_pb2.HealthCheckResponse
     return statuses.SERVING if serving else statuses.NOT_SERVING
 
 

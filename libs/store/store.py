@@ -58,7 +58,7 @@ class Store:
         cls, dsn: str, schema: str, queries_path: Path, *, min_size: int = 1, max_size: int = 8
     ) -> Store:
         """Connect, retrying while PostgreSQL starts. Raises `StoreUnavailable`."""
-        queries = aiosql.from_path(queries_path, "asyncpg")
+        queries: Any = aiosql.from_path(queries_path, "asyncpg")  # pyright: ignore[reportUnknownMemberType]
 
         async def connect() -> Any:
             return await asyncpg.create_pool(
@@ -128,11 +128,14 @@ class Store:
         def on_notification(_: Any, __: int, channel: str, payload: str) -> None:
             queue.put_nowait((channel, payload))
 
+        def on_end(_: Any) -> None:
+            queue.put_nowait(None)
+
         async def connect() -> Any:
             connection: Any = await asyncpg.connect(
                 self.dsn, server_settings={"application_name": f"mayfly-{self.schema}-listen"}
             )
-            connection.add_termination_listener(lambda _: queue.put_nowait(None))
+            connection.add_termination_listener(on_end)
             for channel in channels:
                 await connection.add_listener(channel, on_notification)
             return connection

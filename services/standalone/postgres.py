@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import asyncpg
 import structlog
 
 from libs.childprocess import Child, spawn
 from libs.rpc.process import StartError
+from libs.store import StoreUnavailable
+from libs.store.database import create_database
 
 log = structlog.get_logger()
 
@@ -108,7 +109,6 @@ class EmbeddedPostgres:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         command = [str(self._binaries / "initdb"), "-D", str(self._data), "-A", "trust"]
         command += ["-U", self._account.name, "-E", "UTF8", "--locale=C", "--no-sync"]
-        user = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
         as_root = os.geteuid() == 0
         done = subprocess.run(
             command,
@@ -116,7 +116,9 @@ class EmbeddedPostgres:
             text=True,
             check=False,
             cwd="/",
-            **(user if as_root else {}),  # pyright: ignore[reportArgumentType]
+            user=self._account.uid if as_root else None,
+            group=self._account.gid if as_root else None,
+            extra_groups=[] if as_root else None,
         )
         if done.returncode:
             raise StartError(f"PostgreSQL's initdb failed: {done.stderr.strip()}")
@@ -145,8 +147,8 @@ class EmbeddedPostgres:
         deadline = asyncio.get_running_loop().time() + START_SECONDS
         while True:
             try:
-                await self._create_database()
-            except (OSError, asyncpg.PostgresError) as error:
+                await create_database(self._dsn("postgres"), DATABASE)
+            except StoreUnavailable as error:
                 if self._child and self._child.process.returncode is not None:
                     # The backends of a killed predecessor hold its shared memory a moment longer.
                     await self._launch()
@@ -156,15 +158,6 @@ class EmbeddedPostgres:
                 await asyncio.sleep(0.02)
             else:
                 return
-
-    async def _create_database(self) -> None:
-        connection = await asyncpg.connect(self._dsn("postgres"), timeout=5)
-        try:
-            query = "SELECT 1 FROM pg_database WHERE datname = $1"
-            if not await connection.fetchval(query, DATABASE):
-                await connection.execute(f'CREATE DATABASE "{DATABASE}"')
-        finally:
-            await connection.close()
 
     async def _supervise(self) -> None:
         while self._child:
