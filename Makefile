@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # The first interpreter that really runs and is new enough: one broken candidate is skipped.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+# The certificates of the system, so that an index behind a private authority is trusted.
+export UV_SYSTEM_CERTS ?= 1
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
 .PHONY: help setup setup-dev run demo test conformance lint format bench lock clean
