@@ -1,0 +1,52 @@
+"""Runs against `--url`, or against a Mayfly of this checkout that is started for the session."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.conformance.door import Door
+from tests.conformance.standalone import Standalone
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--url", help="a running Mayfly; without it one is started")
+
+
+@pytest.fixture(scope="session")
+def platform(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The public URL of the Mayfly under test."""
+    if url := request.config.getoption("--url", default=None):
+        httpx.get(f"{url}/healthz", timeout=10).raise_for_status()
+        yield url
+        return
+    # Short, because paths of unix sockets end at 107 bytes; traversable, because functions run
+    # as other users than this one.
+    parent = Path(tempfile.mkdtemp(prefix="mayfly-"))
+    parent.chmod(0o755)
+    mayfly = Standalone(parent / "d")
+    try:
+        mayfly.start()
+        yield mayfly.url
+        code = mayfly.stop()
+        assert code == 0, f"it ended with {code}:\n{mayfly.log_tail()}"
+    finally:
+        if mayfly.running:
+            mayfly.stop()
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+@pytest_asyncio.fixture
+async def mayfly(platform: str) -> AsyncIterator[Door]:
+    """The door of the Mayfly under test; functions made through it are deleted afterwards."""
+    door = Door(platform)
+    try:
+        yield door
+    finally:
+        await door.close()
