@@ -185,7 +185,7 @@ async def test_following_ends_with_the_function(mayfly: Door) -> None:
 
 
 async def test_tail_is_the_last_lines(mayfly: Door) -> None:
-    code = "def handler(event, ctx):\n    for i in range(50):\n        print('line', i)\n    return 1\n"
+    code = "def handler(event, ctx):\n    for i in range(50):\n        print('line', i)\n"
     function = await mayfly.create(handler=code)
     await mayfly.call(function)
     await mayfly.log_holding(function, "line 49")
