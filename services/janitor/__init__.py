@@ -1,0 +1,1 @@
+"""The janitor: owns time. Deadlines, reclamation, sweeps for orphans, receipts."""
