@@ -41,9 +41,7 @@ async def builder(tmp_path: Path) -> AsyncIterator[TestOwner]:
 
 
 @pytest.fixture
-def run_janitor(
-    database_url: str, tmp_path: Path, deployer: TestOwner, builder: TestOwner
-) -> Run:
+def run_janitor(database_url: str, tmp_path: Path, deployer: TestOwner, builder: TestOwner) -> Run:
     """Run a janitor for a while; yields a stub of it."""
     count = 0
 

@@ -48,6 +48,7 @@ class TestOwner(reclaimer_pb2_grpc.ReclaimerServiceServicer):
         self.reclaimed_at: dict[str, int] = {}
         self.hold_reclaim: asyncio.Event | None = None
         self.clock_behind_ns = 0
+        self.shares = True  # whether an environment stays, for others that use it
         self._watchers: set[asyncio.Queue[reclaimer_pb2.WatchDeadlinesResponse]] = set()
         self._server: Server | None = None
 
@@ -131,7 +132,8 @@ class TestOwner(reclaimer_pb2_grpc.ReclaimerServiceServicer):
         self.reclaimed_at[target.uid] = time.time_ns()
         outcome.result = Outcome.RESULT_RECLAIMED
         outcome.removed.extend(resources_of(thing))
-        outcome.kept.add(type="environment", id="77ab", uid=thing.uid, detail="shared")
+        if self.shares:
+            outcome.kept.add(type="environment", id="77ab", uid=thing.uid, detail="shared")
         outcome.expire_time.FromNanoseconds(min(thing.expire_ns, now))
         outcome.end_reason = "deleted" if thing.ended else "ttl"
         outcome.create_time.FromNanoseconds(1_700_000_000_000_000_000)
@@ -165,8 +167,9 @@ class TestOwner(reclaimer_pb2_grpc.ReclaimerServiceServicer):
                 found += resources_of(thing)
             for uid, kinds in self.residue.items():
                 found += [reclaimer_pb2.Resource(type=k, id=f"{uid}/{k}", uid=uid) for k in kinds]
-            # What stays on purpose is there for everybody to see.
-            found += [reclaimer_pb2.Resource(type="environment", id="77ab", uid=u) for u in wanted]
+            if self.shares:  # it is still there for everybody to see
+                shared = (("environment", uid) for uid in wanted)
+                found += [reclaimer_pb2.Resource(type=t, id="77ab", uid=u) for t, u in shared]
         found += self.orphans.values()
         resources = [r for r in found if not wanted or r.uid in wanted]
         for resource in resources:
@@ -188,8 +191,6 @@ def deadline_of(thing: Thing) -> reclaimer_pb2.Deadline:
 
 def resources_of(thing: Thing) -> list[reclaimer_pb2.Resource]:
     return [
-        reclaimer_pb2.Resource(
-            type=kind, id=f"{thing.uid}/{kind}", owner=thing.name, uid=thing.uid
-        )
+        reclaimer_pb2.Resource(type=kind, id=f"{thing.uid}/{kind}", owner=thing.name, uid=thing.uid)
         for kind in thing.resources
     ]

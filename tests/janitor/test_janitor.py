@@ -205,8 +205,9 @@ async def test_an_owner_that_was_away_is_watched_again(
 
 
 async def test_a_receipt_survives_a_janitor_that_dies_after_the_removal(
-    run_janitor: Run, deployer: TestOwner, eventually: Eventually
+    run_janitor: Run, deployer: TestOwner, builder: TestOwner, eventually: Eventually
 ) -> None:
+    deployer.shares = builder.shares = False
     deployer.hold_reclaim = asyncio.Event()
     async with run_janitor():
         deployer.put("functions/hello", "u1", 0.05)
