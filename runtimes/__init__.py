@@ -1,0 +1,1 @@
+"""What functions may rely on: one folder a language, each with its contract test."""

@@ -1,0 +1,1 @@
+"""How functions run: one interface (`base`), one folder a driver."""

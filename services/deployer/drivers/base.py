@@ -1,0 +1,205 @@
+"""The interface that every driver implements, and the values that pass through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+Kind = Literal["handler", "go_handler", "script"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one instance may use.
+
+    memory_bytes: resident private memory of all its processes together, its /tmp included.
+    processes: processes and threads at one time.
+    open_files: open descriptors of one process.
+    cpu_seconds: CPU time of one process before it is replaced (handlers) or ended (scripts).
+    """
+
+    memory_bytes: int
+    processes: int
+    open_files: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One revision of a function, ready to run. Times are in seconds."""
+
+    function_id: str
+    uid: str
+    revision: int
+    kind: Kind
+    artefact_dir: Path
+    """The function's files, made by the builder; every file readable by all."""
+    entry: str
+    """`handler.py`, `script.py` or the name of a binary, inside `artefact_dir`."""
+    interpreter: Path | None
+    """The real interpreter, not a shim and not a link of an environment. None for Go."""
+    environment: Path | None
+    """A virtual environment whose python is `bin/python`; None without requirements."""
+    env: Mapping[str, str]
+    port: int
+    """The port that a script is expected to listen on."""
+    health: str | None
+    """A path that answers 2xx when a script is up; None: it is up when it listens."""
+    timeout: float
+    start_timeout: float
+    idle_stop: float
+    """How long an instance stays after its last connection. Must be longer than the time
+    that the gateway keeps an unused connection to it."""
+    concurrency: int
+    min_instances: int
+    max_instances: int
+    url: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a function is reached: `unix:/absolute/path` or `tcp:127.0.0.1:41234`."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A revision that answers. memory_bytes is what its instance has for itself."""
+
+    instance: str
+    memory_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A thing found in the world: a process, socket, directory, mount or cgroup."""
+
+    type: str
+    id: str
+    uid: str | None
+    """The function it belongs to; None for what is shared between functions."""
+    detail: str
+
+
+@dataclass
+class DeployFailed(Exception):
+    """A revision did not start. `reason` is a name of `ErrorReason` without its prefix."""
+
+    reason: str
+    message: str
+    fix: str
+    log_tail: list[str] = field(default_factory=list[str])
+    exit_code: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class InstanceStarted:
+    uid: str
+    instance: str
+    revision: int
+    seconds: float
+    """From the request or call that wanted it to the moment it could answer."""
+
+
+@dataclass(frozen=True)
+class InstanceStopped:
+    uid: str
+    instance: str
+    reason: str
+    """idle, removed, replaced, timeout, memory, cpu, exited, killed or zygote-lost."""
+    exit_code: int | None
+    """Negative: the signal that ended it."""
+
+
+@dataclass(frozen=True)
+class BecameIdle:
+    """The function's last instance was stopped because nobody used it."""
+
+    uid: str
+
+
+@dataclass(frozen=True)
+class BecameActive:
+    """The function's first instance is up again."""
+
+    uid: str
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line a function wrote, or, with stream `platform`, one about it."""
+
+    uid: str
+    instance: str
+    stream: Literal["stdout", "stderr", "platform"]
+    time: float
+    """Seconds since the epoch."""
+    text: str
+
+
+@dataclass(frozen=True)
+class SupervisorLost:
+    """What ran the functions is gone, with all of them: call `restore` with all live rows."""
+
+    message: str
+
+
+Notification = (
+    InstanceStarted | InstanceStopped | BecameIdle | BecameActive | LogLine | SupervisorLost
+)
+
+
+class Driver(Protocol):
+    """Runs functions. Every call may be repeated; the second has the outcome of the first."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def reserve(self, uid: str, kind: str, address_hint: str | None) -> Endpoint:
+        """Make the listening socket: from now on requests wait until an instance takes them.
+
+        address_hint: the address that the function had before, to be had again.
+        """
+        ...
+
+    async def deploy(self, workload: Workload) -> Deployed:
+        """Start a revision and return when it answers; an older one serves until then.
+
+        Raises DeployFailed; an older revision then keeps serving.
+        """
+        ...
+
+    async def restore(
+        self, workloads: Sequence[Workload], endpoints: Mapping[str, Endpoint]
+    ) -> None:
+        """After a restart: sockets at their addresses (by uid); instances start on request."""
+        ...
+
+    async def fail(self, uid: str, status: int, body: bytes) -> None:
+        """Answer what waits with this status and JSON body, and stop listening."""
+        ...
+
+    async def touch(self, uid: str, in_flight: int) -> None:
+        """The gateway's count of open requests, for kinds whose connections do not tell."""
+        ...
+
+    async def remove(self, uids: Sequence[str]) -> dict[str, list[Resource]]:
+        """End functions at once; by uid, what was removed for each."""
+        ...
+
+    def notifications(self) -> AsyncIterator[Notification]: ...
+
+    async def list_resources(self) -> list[Resource]:
+        """What is really there, found by looking at the machine."""
+        ...
+
+    async def remove_resource(self, resource: Resource) -> None: ...

@@ -1,0 +1,1 @@
+"""Functions as processes of this machine: a supervisor, zygotes that fork, and sandboxes."""
