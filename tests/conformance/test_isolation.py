@@ -199,13 +199,10 @@ async def test_files_of_the_machine_are_out_of_reach(inside: Inside) -> None:
     secret = ["/etc/shadow", "/root/.bashrc", "/proc/1/environ_", "/proc/kcore", "/dev/mem"]
     read = await inside.ask("read", paths=secret)
     assert all(denied(r) for r in read.values()), read
-    places = ["/root", "/home", "/var/lib/mayfly", "/var/lib", "/proc/1/root/root", "/srv", "/opt"]
+    places = ["/root", "/home", "/srv", "/opt", "/proc/1/root/root", "/var/lib/mayfly"]
     listed = await inside.ask("list", paths=places)
-    assert all(
-        denied(r) or r["ok"] in ([], ["mayfly"]) or p == "/var/lib" for p, r in listed.items()
-    )
-    top = (await inside.ask("list", paths=["/"]))["/"]["ok"]
-    assert "root" not in top or denied(listed["/root"]) or listed["/root"]["ok"] == []
+    # `mayfly` may be the function's own home.
+    assert all(denied(r) or r["ok"] in ([], ["mayfly"]) for r in listed.values()), listed
 
 
 async def test_only_tmp_and_home_can_be_written(inside: Inside) -> None:
@@ -217,9 +214,9 @@ async def test_only_tmp_and_home_can_be_written(inside: Inside) -> None:
 
 async def test_tmp_is_private(mayfly: Door, inside: Inside) -> None:
     other = Inside(mayfly, await mayfly.ready(handler=PROBE))
-    assert not denied((await other.ask("write", paths=["/tmp/secret"]))["/tmp/secret"])
-    assert denied((await inside.ask("read", paths=["/tmp/secret"]))["/tmp/secret"])
-    assert not os.path.exists("/tmp/secret")
+    path = f"/tmp/{mayfly.new_id('secret')}"
+    assert not denied((await other.ask("write", paths=[path]))[path])
+    assert denied((await inside.ask("read", paths=[path]))[path])
 
 
 async def test_no_socket_of_the_platform_is_in_sight(inside: Inside) -> None:

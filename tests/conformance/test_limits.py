@@ -1,4 +1,4 @@
-"""Functions that misbehave: an error for their caller, the cause in their logs, and no harm done."""
+"""Functions that misbehave: an error for their caller, the cause in their logs, no harm done."""
 
 from __future__ import annotations
 
