@@ -28,13 +28,20 @@ def load(settings: type[SettingsT]) -> SettingsT:
     try:
         loaded = settings()
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            name = prefix + "_".join(str(part) for part in problem["loc"]).upper()
-            given = problem.get("input")
-            shown = "" if isinstance(given, dict) else f" (it is {given!r})"
-            sys.stderr.write(f"{name}: {problem['msg']}{shown}\n")
+        sys.stderr.writelines(f"{line}\n" for line in explain(error, prefix))
         sys.exit(EXIT_SETTINGS)
     return loaded
+
+
+def explain(error: ValidationError, prefix: str) -> list[str]:
+    """Return a line for each setting that is wrong. Example: "MAYFLY_PORT: not a number"."""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        name = prefix + "_".join(str(part) for part in problem["loc"]).upper()
+        given = problem.get("input")
+        shown = "" if isinstance(given, dict) else f" (it is {given!r})"
+        lines.append(f"{name}: {problem['msg']}{shown}")
+    return lines
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
