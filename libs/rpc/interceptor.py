@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
@@ -69,7 +70,11 @@ def _unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaitable[An
 def _streaming(behaviour: Any, method: str) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for response in behaviour(request, context):
+            responses = behaviour(request, context)
+            if inspect.isawaitable(responses):  # writes to the context itself, as health's Watch
+                await responses
+                return
+            async for response in responses:
                 yield response
         except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a status
             await _abort(context, method, error)

@@ -1,0 +1,1 @@
+"""The gateway: Envoy on the public port, and its control process."""

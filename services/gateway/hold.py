@@ -1,0 +1,338 @@
+"""Requests that Envoy has no cluster for: held until their function can be reached, then spliced.
+
+Envoy sends a request here in the first moments of a function's life, while it is built, and where
+a function is unknown, failed or has ended. Only the head is parsed; after that the connection
+belongs to the function, whatever is spoken on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from mayfly.v1.route_pb2 import Route
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+
+from libs.telemetry.traceparent import context_of
+from services.gateway import http1
+from services.gateway.activity import Function
+from services.gateway.addresses import Address, parse
+from services.gateway.errors import (
+    BAD_REQUEST,
+    BROKE_OFF,
+    ENDED,
+    NO_RESPONSE_IN_TIME,
+    NOT_FOUND,
+    NOT_READY_IN_TIME,
+    UNREACHABLE,
+    Problem,
+)
+from services.gateway.live_routes import LiveRoutes
+from services.gateway.local_reply import ORIGINAL_PATH
+from services.gateway.routes import Entry, refusal
+from services.gateway.splice import Side, connect, is_transient
+from services.gateway.target import Target, target_of
+
+log = structlog.get_logger()
+
+BACKLOG = 4096
+RETRY_SECONDS = (0.005, 0.25)
+LINGER_SECONDS = 2.0
+DEFAULT_TIMEOUT = 60.0  # of a route that names none
+
+
+class Refused(Exception):
+    """The request is answered with a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+# Asks the deployer what a function is: its route, or why there is none (`Refused`).
+Activate = Callable[[str, float], Awaitable[Route]]
+
+
+class Hold:
+    """Serves held requests on a unix socket."""
+
+    def __init__(
+        self,
+        routes: LiveRoutes,
+        activate: Activate,
+        tracer: Tracer,
+        domains: Sequence[str],
+        hold_seconds: float,
+    ) -> None:
+        self._routes = routes
+        self._activate = activate
+        self._tracer = tracer
+        self._domains = tuple(domains)
+        self._hold_seconds = hold_seconds
+        self._server: asyncio.Server | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+
+    async def start(self, address: Address) -> None:
+        """Listen at a unix socket; what an earlier process left of it is removed."""
+        self._server = await listen(address, lambda: _Client(self._accept))
+
+    async def stop(self) -> None:
+        """Take no more requests, and end those that are open."""
+        if self._server is not None:
+            self._server.close()
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+
+    def _accept(self, client: Side, raw_head: bytes) -> None:
+        request = asyncio.get_running_loop().create_task(self._serve(client, raw_head))
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+
+    async def _serve(self, client: Side, raw_head: bytes) -> None:
+        try:
+            await _until_gone(client, self._answer(client, raw_head))
+        except Refused as refused:
+            client.write(http1.refusal(refused.problem))
+            # Envoy may still be sending; it reads the answer and closes.
+            client.discard()
+            await asyncio.wait([client.lost], timeout=LINGER_SECONDS)
+        except ClientGone:
+            pass
+        finally:
+            client.close()
+
+    async def _answer(self, client: Side, raw_head: bytes) -> None:
+        try:
+            head = http1.parse_head(raw_head)
+        except http1.MalformedHead as error:
+            raise Refused(BAD_REQUEST) from error
+        original_path = head.get(ORIGINAL_PATH) or head.path
+        target = target_of(head.get("host"), original_path, self._domains)
+        if target is None:
+            raise Refused(NOT_FOUND)
+        held = _Held(self._routes, self._activate, target, self._hold_seconds)
+        entry = await held.entry()
+        route = entry.route
+        changes = {"x-forwarded-prefix": target.prefix}
+        with self._routes.activity.request(Function(route.function_id, route.uid)):
+            span = self._first_request(route, head)
+            try:
+                upstream = await held.exchange(client, http1.with_headers(head, changes))
+                _finish(span, http1.status_code(bytes(upstream.received)))
+            except Refused as refused:
+                _finish(span, refused.problem.http, refused.problem.message)
+                raise
+            except BaseException:
+                _finish(span, 0, "the caller went away")
+                raise
+            try:
+                upstream.send_on()
+                both = [client.lost, upstream.lost]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                upstream.close()
+
+    def _first_request(self, route: Route, head: http1.Head) -> Span | None:
+        if not self._routes.used(route.function_id, route.uid):
+            return None
+        return self._tracer.start_span(
+            "first request",
+            context=context_of(route.traceparent),
+            kind=SpanKind.SERVER,
+            attributes={
+                "mayfly.function": route.function_id,
+                "mayfly.uid": route.uid,
+                "http.request.method": head.method,
+                "url.path": head.path.partition("?")[0],
+            },
+        )
+
+
+class _Held:
+    """One request on its way to a function."""
+
+    def __init__(
+        self, routes: LiveRoutes, activate: Activate, target: Target, hold_seconds: float
+    ) -> None:
+        self._routes = routes
+        self._activate = activate
+        self._id = target.function_id
+        self._deadline = time.monotonic() + hold_seconds
+
+    async def entry(self) -> Entry:
+        """Return what the function is, once it has an endpoint. Raises `Refused`."""
+        while True:
+            entry = self._routes.get(self._id)
+            if entry is None or entry.ended(time.time()):
+                entry = await self._ask(entry)
+            if problem := refusal(entry, time.time()):
+                raise Refused(problem)
+            if entry.route.endpoint:
+                return entry
+            await self._next_change(NOT_READY_IN_TIME)
+
+    async def _ask(self, known: Entry | None) -> Entry:
+        """Ask the deployer about a function that has no route here, or one that is over."""
+        wait = min(2.0, self._remaining())
+        try:
+            return Entry(await self._activate(self._id, wait))
+        except Refused:
+            if (
+                known is not None
+            ):  # a lease that has ended has ended, whether it can be asked or not
+                raise Refused(ENDED) from None
+            raise
+
+    async def exchange(self, client: Side, head: bytes) -> Side:
+        """Hand the request to the function; return its side once the response has begun."""
+        entry = await self.entry()
+        upstream = await self._connect(entry)
+        try:
+            client.join(upstream)
+            upstream.write(head)
+            client.last_byte = time.monotonic()
+            client.send_on()
+            await self._response(client, upstream, entry)
+        except BaseException:
+            upstream.abort()
+            raise
+        return upstream
+
+    async def _connect(self, entry: Entry) -> Side:
+        pause, longest = RETRY_SECONDS
+        while True:
+            try:
+                return await connect(parse(entry.route.endpoint), Side)
+            except ValueError as error:
+                raise Refused(UNREACHABLE) from error
+            except OSError as error:
+                if not is_transient(error) or self._remaining() <= 0:
+                    log.warning("function_unreachable", function=self._id, detail=str(error))
+                    raise Refused(UNREACHABLE) from error
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._routes.changed(self._id), pause)
+            pause = min(2 * pause, longest)
+            entry = await self.entry()
+
+    async def _response(self, client: Side, upstream: Side, entry: Entry) -> None:
+        """Return when the response begins, within the function's `timeout` of the request's end.
+
+        Until the function has been ready once, the time that a request may be held counts instead.
+        """
+        uid = entry.route.uid
+        settled_at = time.monotonic() if entry.settled else 0.0
+        while not upstream.began.done():
+            entry = self._still(uid) or entry
+            if entry.ended(time.time()):
+                raise Refused(ENDED)
+            if entry.settled and not settled_at:
+                settled_at = time.monotonic()
+            due, problem = self._deadline, NOT_READY_IN_TIME
+            if settled_at:
+                limit = entry.route.timeout.ToNanoseconds() / 1e9 or DEFAULT_TIMEOUT
+                due, problem = max(settled_at, client.last_byte) + limit, NO_RESPONSE_IN_TIME
+            remaining = due - time.monotonic()
+            if remaining <= 0:
+                raise Refused(problem)
+            changed = asyncio.ensure_future(self._routes.changed(self._id))
+            await asyncio.wait(
+                [upstream.began, upstream.lost, changed],
+                timeout=max(0.001, min(remaining, entry.expires - time.time())),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            changed.cancel()
+            if upstream.lost.done() and not upstream.began.done():
+                self._still(uid)
+                raise Refused(BROKE_OFF)
+
+    def _still(self, uid: str) -> Entry | None:
+        """Return what is known of the same function now. Raises `Refused` when it is over."""
+        known = self._routes.get(self._id)
+        if known is None:
+            return None
+        if known.route.uid != uid:
+            raise Refused(ENDED)
+        if problem := refusal(known, time.time()):
+            raise Refused(problem)
+        return known
+
+    def _remaining(self) -> float:
+        return self._deadline - time.monotonic()
+
+    async def _next_change(self, otherwise: Problem) -> None:
+        remaining = self._remaining()
+        if remaining <= 0:
+            raise Refused(otherwise)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._routes.changed(self._id), remaining)
+
+
+class _Client(Side):
+    """Envoy's end: hands itself over once the head is complete."""
+
+    def __init__(self, accept: Callable[[Side, bytes], None]) -> None:
+        super().__init__()
+        self._accept: Callable[[Side, bytes], None] | None = accept
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        accept = self._accept
+        if accept is None:
+            return
+        end = self.received.find(http1.END_OF_HEAD)
+        if end >= 0:
+            end += len(http1.END_OF_HEAD)
+            head = bytes(self.received[:end])
+            del self.received[:end]
+            self._accept = None
+            accept(self, head)
+        elif len(self.received) > http1.MAX_HEAD_BYTES:
+            self.write(http1.refusal(BAD_REQUEST))
+            self.close()
+
+
+async def listen(address: Address, make: Callable[[], Side]) -> asyncio.Server:
+    """Listen at a unix socket that only this user reaches."""
+    path = Path(address.path)
+    path.unlink(missing_ok=True)
+    server = await asyncio.get_running_loop().create_unix_server(
+        make, address.path, backlog=BACKLOG
+    )
+    os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+    return server
+
+
+async def _until_gone(client: Side, work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task, client.lost], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError, Refused):
+                await task
+
+
+def _finish(span: Span | None, code: int, error: str = "") -> None:
+    if span is None:
+        return
+    if code:
+        span.set_attribute("http.response.status_code", code)
+    if error or code >= 500:
+        span.set_status(Status(StatusCode.ERROR, error))
+    span.end()

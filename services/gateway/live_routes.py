@@ -1,0 +1,115 @@
+"""The routes as they are now, for those who wait for a change, and Envoy's clusters after them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from mayfly.v1.route_pb2 import Route, SyncRoutesResponse
+
+from services.gateway.activity import Activity, Function
+from services.gateway.routes import Entry, RouteTable, needs_cluster
+from services.gateway.snapshot import ClusterCache, Epoch
+from services.gateway.xds import cluster
+
+log = structlog.get_logger()
+
+
+class LiveRoutes:
+    """Applies what the deployer says to the table and to the cache that Envoy is served from."""
+
+    def __init__(self, cache: ClusterCache, idle_seconds: float) -> None:
+        self._table = RouteTable()
+        self._cache = cache
+        self._idle_seconds = idle_seconds
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._snapshot: set[str] | None = None
+        self.activity = Activity(self.uid)
+        self.synced = asyncio.Event()
+
+    def get(self, function_id: str) -> Entry | None:
+        """Return what is known of a function, ended or not."""
+        return self._table.get(function_id)
+
+    def uid(self, function_id: str) -> str:
+        """Return the uid of a function's current life; empty when it is unknown."""
+        entry = self._table.get(function_id)
+        return entry.route.uid if entry else ""
+
+    def ids(self) -> list[str]:
+        """Return the ids of all functions that are known here."""
+        return self._table.ids()
+
+    def apply(self, response: SyncRoutesResponse, stream: int) -> None:
+        """Apply a snapshot's chunk or a change, as the stream's next message."""
+        if response.snapshot and self._snapshot is None:
+            self._snapshot = set()
+        for route in response.upserts:
+            self._upsert(route, in_snapshot=response.snapshot)
+        for removed in response.removals:
+            self._remove(removed.function_id, removed.uid)
+        if response.snapshot_complete:
+            for route in self._table.missing_from(self._snapshot or ()):
+                self._remove(route.function_id, route.uid)
+            self._snapshot = None
+            self.synced.set()
+        self._cache.commit(Epoch(stream, response.version))
+
+    def stream_ended(self) -> None:
+        """Forget a snapshot that broke off; what is known goes on to be served."""
+        self._snapshot = None
+        self.synced.clear()
+
+    def used(self, function_id: str, uid: str) -> bool:
+        """Note a function's use, after which Envoy reaches it by itself; return whether it is news."""
+        if not self._table.mark_used(function_id, uid):
+            return False
+        self._publish(function_id)
+        return True
+
+    async def changed(self, function_id: str) -> None:
+        """Return at the next change of a function's route."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(function_id, set())
+        waiting.add(future)
+        try:
+            await future
+        finally:
+            waiting.discard(future)
+            if not waiting and self._waiting.get(function_id) is waiting:
+                del self._waiting[function_id]
+
+    def _upsert(self, route: Route, *, in_snapshot: bool) -> None:
+        known = self._table.get(route.function_id)
+        if self._snapshot is not None and in_snapshot:
+            self._snapshot.add(route.uid)
+        # What was there before this process may have been used before it: no first request.
+        self._table.upsert(route, used=in_snapshot)
+        if not in_snapshot and (known is None or known.route.uid != route.uid):
+            self.activity.created(Function(route.function_id, route.uid))
+        self._publish(route.function_id)
+        self._wake(route.function_id)
+
+    def _remove(self, function_id: str, uid: str) -> None:
+        if self._table.remove(function_id, uid):
+            self._publish(function_id)
+            self._wake(function_id)
+
+    def _publish(self, function_id: str) -> None:
+        entry = self._table.get(function_id)
+        if entry is None or not needs_cluster(entry, time.time()):
+            self._cache.delete(function_id)
+            return
+        try:
+            made = cluster(entry.route, self._idle_seconds)
+        except ValueError as error:
+            log.error("route_refused", function=function_id, detail=str(error))
+            self._cache.delete(function_id)
+            return
+        self._cache.put(function_id, made.SerializeToString(deterministic=True), entry.expires)
+
+    def _wake(self, function_id: str) -> None:
+        for future in self._waiting.pop(function_id, ()):
+            if not future.done():
+                future.set_result(None)

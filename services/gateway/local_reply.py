@@ -1,0 +1,190 @@
+"""What Envoy answers by itself, as JSON: mappers for `local_reply_config`.
+
+Envoy picks the first mapper whose filter matches. Which of the two JSON forms a caller gets
+follows from headers, because a route that the transcoder has left is no longer known by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.gateway.errors import (
+    BAD_REQUEST,
+    BROKE_OFF,
+    NO_RESPONSE_IN_TIME,
+    NO_SUCH_PAGE,
+    UNREACHABLE,
+    Problem,
+    body,
+    status_body,
+)
+
+# The path as the client sent it; every request that goes to a function has it.
+ORIGINAL_PATH = "x-forwarded-uri"
+_TRANSCODED = "x-envoy-original-method"
+
+# Envoy's response flags:
+# https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage
+_TIMED_OUT = ("UT", "SI", "DT", "UMSDR")
+_BROKE_OFF = ("UC", "UR", "UPE")
+_UNREACHABLE = ("UF", "UH", "UO", "NR", "NC", "URX", "LR", "OM")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which of Envoy's replies is which problem."""
+
+    problem: Problem
+    flags: tuple[str, ...] = ()
+    code: int = 0
+    # Envoy's own text says more than the problem's message.
+    keep_text: bool = False
+
+
+_TOO_LARGE = Problem(
+    413,
+    "INVALID_ARGUMENT",
+    "SOURCE_TOO_LARGE",
+    "the request's body is larger than this Mayfly takes",
+    "send less: put large data where the function can fetch it",
+)
+_HEADERS_TOO_LARGE = Problem(
+    431,
+    "INVALID_ARGUMENT",
+    "INVALID_FIELD",
+    "the request's headers are too large",
+    "send at most 60 KiB and 100 lines of headers",
+)
+_TOO_SLOW = Problem(
+    408,
+    "DEADLINE_EXCEEDED",
+    "INVALID_FIELD",
+    "the request's headers did not arrive in time",
+    "send them within 10 seconds",
+)
+_OVERLOADED = Problem(
+    503,
+    "UNAVAILABLE",
+    "UNAVAILABLE",
+    "the gateway cannot take this request at the moment",
+    "try again in a moment",
+)
+_FUNCTION_RULES = (
+    Rule(NO_RESPONSE_IN_TIME, flags=_TIMED_OUT),
+    Rule(BROKE_OFF, flags=_BROKE_OFF),
+    Rule(UNREACHABLE, flags=_UNREACHABLE),
+    Rule(NO_SUCH_PAGE, code=404),
+    Rule(_TOO_SLOW, code=408),
+    Rule(_TOO_LARGE, code=413),
+    Rule(_HEADERS_TOO_LARGE, code=431),
+    Rule(NO_RESPONSE_IN_TIME, code=504),
+    Rule(BAD_REQUEST, code=400, keep_text=True),
+    Rule(replace(BAD_REQUEST, http=403, status="PERMISSION_DENIED"), code=403, keep_text=True),
+)
+_SERVICE_AWAY = Problem(
+    503,
+    "UNAVAILABLE",
+    "UNAVAILABLE",
+    "the service that answers this is not reachable",
+    "try again in a moment; GET /healthz names the part that is away",
+)
+_BAD_FIELD = Problem(
+    400,
+    "INVALID_ARGUMENT",
+    "INVALID_FIELD",
+    "the request cannot be read",
+    "send JSON with the fields and query parameters that /openapi.json describes",
+)
+_NO_SUCH_METHOD = Problem(
+    404,
+    "NOT_FOUND",
+    "NOT_FOUND",
+    "the API has no such method",
+    "GET /openapi.json lists the paths and verbs",
+)
+_API_RULES = (
+    Rule(replace(_SERVICE_AWAY, http=504, status="DEADLINE_EXCEEDED"), flags=_TIMED_OUT),
+    Rule(_SERVICE_AWAY, flags=(*_BROKE_OFF, *_UNREACHABLE)),
+    Rule(_NO_SUCH_METHOD, code=404),
+    Rule(
+        replace(_NO_SUCH_METHOD, http=405, status="UNIMPLEMENTED", message="not with this verb"),
+        code=405,
+    ),
+    # A source over the limit is a bad field, whoever finds it.
+    Rule(replace(_TOO_LARGE, http=400), code=413),
+    Rule(_TOO_SLOW, code=408),
+    Rule(_HEADERS_TOO_LARGE, code=431),
+    Rule(_BAD_FIELD, code=400, keep_text=True),
+)
+
+
+def local_reply_config() -> dict[str, Any]:
+    """Return envoy...HttpConnectionManager.local_reply_config."""
+    return {
+        "mappers": [
+            *_api_mappers(),
+            *_function_mappers(),
+        ],
+        "body_format": _format(body(_OVERLOADED)),
+    }
+
+
+def _api_mappers() -> Iterable[dict[str, Any]]:
+    for condition in (_is_transcoded(), _is_untouched_api_path()):
+        for rule in _API_RULES:
+            yield _mapper(rule, [condition], status_body(rule.problem))
+        yield _mapper(Rule(_OVERLOADED), [condition], status_body(_OVERLOADED))
+
+
+def _function_mappers() -> Iterable[dict[str, Any]]:
+    for rule in _FUNCTION_RULES:
+        yield _mapper(rule, [], body(rule.problem))
+
+
+def _mapper(
+    rule: Rule, conditions: list[dict[str, Any]], document: dict[str, Any]
+) -> dict[str, Any]:
+    filters = list(conditions)
+    if rule.flags:
+        filters.append({"response_flag_filter": {"flags": list(rule.flags)}})
+    if rule.code:
+        value = {"default_value": rule.code, "runtime_key": "unused"}
+        filters.append({"status_code_filter": {"comparison": {"op": "EQ", "value": value}}})
+    if rule.keep_text:
+        document = _with_envoys_text(document)
+    mapper = {
+        "filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}},
+        "body_format_override": _format(document),
+    }
+    if rule.flags or rule.code:
+        mapper["status_code"] = rule.problem.http
+    return mapper
+
+
+def _with_envoys_text(document: dict[str, Any]) -> dict[str, Any]:
+    if "error" in document:
+        return {"error": document["error"] | {"message": "%LOCAL_REPLY_BODY%"}}
+    return document | {"message": "%LOCAL_REPLY_BODY%"}
+
+
+def _format(document: dict[str, Any]) -> dict[str, Any]:
+    return {"json_format": document, "content_type": "application/json"}
+
+
+def _is_transcoded() -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": _TRANSCODED, "present_match": True}}}
+
+
+def _is_untouched_api_path() -> dict[str, Any]:
+    api_path = {"name": ":path", "string_match": {"prefix": "/v1/"}}
+    to_function = {"name": ORIGINAL_PATH, "present_match": True, "invert_match": True}
+    return {
+        "and_filter": {
+            "filters": [
+                {"header_filter": {"header": api_path}},
+                {"header_filter": {"header": to_function}},
+            ]
+        }
+    }
