@@ -1,0 +1,1 @@
+"""Figures of Mayfly beside those of its peers, taken in one run."""
