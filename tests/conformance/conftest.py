@@ -30,7 +30,8 @@ def platform(request: pytest.FixtureRequest) -> Iterator[str]:
     # as other users than this one.
     parent = Path(tempfile.mkdtemp(prefix="mayfly-"))
     parent.chmod(0o755)
-    mayfly = Standalone(parent / "d")
+    # Instances that are not used end soon, so that tests of it need not wait long.
+    mayfly = Standalone(parent / "d", env={"MAYFLY_IDLE_STOP": "PT5S"})
     try:
         mayfly.start()
         yield mayfly.url

@@ -27,6 +27,7 @@ SCRIPT = (
 )
 # A lease that is about to end is neither live nor ended for a client whose clock reads otherwise.
 MARGIN = 2.0
+UNKNOWN = -1.0
 RECLAIM_SECONDS = 30.0
 ANSWER_SECONDS = 30.0
 
@@ -39,8 +40,9 @@ class Promise:
     request_id: str
     body: Json
     uid: str = ""
-    # The deadlines it may have: more than one while a renewal was not answered.
+    # The deadlines it may have; UNKNOWN among them while a renewal was not answered.
     expires: set[float] = field(default_factory=set[float])
+    renewing: bool = False
     delete_sent: bool = False
     deleted: bool = False
     settled: bool = False
@@ -106,18 +108,20 @@ class Ledger:
             assert response.status_code >= 500, response.text
 
     async def _renew(self, promise: Promise) -> None:
-        ttl = self._rng.choice([60, 600])
-        before = time.time()
-        # Until it is answered, both deadlines are possible, the new one to the second.
-        possible = set(promise.expires)
-        promise.expires.add(-1.0)
-        response = await self._door.renew(promise.function_id, f"{ttl}s")
-        promise.expires = possible
+        if promise.renewing:
+            return
+        promise.renewing = True
+        # Until it is answered, both deadlines are possible.
+        promise.expires.add(UNKNOWN)
+        try:
+            ttl = self._rng.choice([60, 600])
+            response = await self._door.renew(promise.function_id, f"{ttl}s")
+        finally:
+            promise.renewing = False
         if response.status_code == 200:
             promise.expires = {time_of(response.json()["expireTime"])}
-            assert promise.expires.copy().pop() - before - ttl < 30
-        elif response.status_code >= 500:
-            promise.expires.add(-1.0)
+        elif response.status_code < 500:
+            promise.expires.discard(UNKNOWN)
 
     async def _delete(self, promise: Promise) -> None:
         promise.delete_sent = True
@@ -154,7 +158,7 @@ class Ledger:
         assert function["uid"] == promise.uid, (function, promise)
         expire = time_of(function["expireTime"])
         if not promise.deleted:
-            if -1.0 in promise.expires:
+            if UNKNOWN in promise.expires:
                 promise.expires = {expire}
             assert expire in promise.expires, (function, promise)
         if promise.deleted or expire < time.time() - 0.3:
