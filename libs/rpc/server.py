@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import (
     aio_server_interceptor,  # pyright: ignore[reportUnknownVariableType]
 )
-from opentelemetry.instrumentation.grpc.filters import negate, service_prefix
+from opentelemetry.instrumentation.grpc.filters import any_of, negate, service_prefix
 from opentelemetry.sdk.trace import TracerProvider
 
 from libs.rpc.interceptor import ErrorInterceptor
@@ -73,8 +73,9 @@ class Server:
     ) -> None:
         self.address = address
         self.health = Health(services)
-        # Streams that never end would each be one span that never ends.
-        traced = negate(service_prefix("grpc."))
+        # Health and reflection say nothing of a function; a span for each export of spans would
+        # itself be exported, without end.
+        traced = negate(any_of(service_prefix("grpc."), service_prefix("opentelemetry.")))
         self._server: grpc.aio.Server = grpc.aio.server(
             interceptors=(_tracing(tracer_provider, traced), ErrorInterceptor()), options=_OPTIONS
         )

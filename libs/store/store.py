@@ -181,7 +181,12 @@ async def _reconnecting(
         stop=stop_after_delay(RECONNECT_SECONDS),
         reraise=True,
     )
+
+    async def attempt() -> ResultT:
+        # A coroutine function for certain: of a lambda the coroutine would come back unawaited.
+        return await work()
+
     try:
-        return await attempts(work)
+        return await attempts(attempt)
     except (*CONNECTION_LOST, TimeoutError) as error:
         raise StoreUnavailable(str(error) or type(error).__name__) from error

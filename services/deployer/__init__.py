@@ -1,0 +1,1 @@
+"""The deployer: owns functions, their events and their routes."""

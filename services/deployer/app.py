@@ -1,0 +1,266 @@
+"""Puts the deployer together and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from mayfly.v1.function_pb2_grpc import add_FunctionServiceServicer_to_server
+from mayfly.v1.reclaimer_pb2_grpc import add_ReclaimerServiceServicer_to_server
+from mayfly.v1.route_pb2_grpc import add_RouteServiceServicer_to_server
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    add_TraceServiceServicer_to_server,
+)
+from opentelemetry.trace import Tracer
+
+from libs.rpc.channel import connect
+from libs.rpc.process import StartError
+from libs.rpc.server import AddressInUse, Server
+from libs.store import Store
+from libs.store.migrate import upgrade
+from libs.telemetry import metrics, setup
+from services.deployer import replicas
+from services.deployer.activity import Activity
+from services.deployer.builds import Builds
+from services.deployer.catalog import Catalog
+from services.deployer.config import Settings
+from services.deployer.drivers.base import Driver
+from services.deployer.effective import Defaults
+from services.deployer.events import utcnow
+from services.deployer.housekeeping import keep_house
+from services.deployer.journal import Journal
+from services.deployer.lookup import Lookup
+from services.deployer.metrics import DeployerCollector, register
+from services.deployer.notifications import Instances, Restoration, follow, until_done
+from services.deployer.reclaimer import ReclaimerService, Reclamation
+from services.deployer.reconciler import Reconciler, Terms
+from services.deployer.routes import Gateways, RouteService
+from services.deployer.rows import FunctionRow
+from services.deployer.service import FunctionService, Rules
+from services.deployer.steps import Tools
+from services.deployer.traces import Traces, TraceSink
+from services.deployer.validation import Bounds
+from services.deployer.view import Viewpoint
+from services.deployer.wakeups import Wakeups
+
+log = structlog.get_logger()
+
+SCHEMA = "deployer"
+HERE = Path(__file__).parent
+SERVICES = (
+    "mayfly.v1.FunctionService",
+    "mayfly.v1.RouteService",
+    "mayfly.v1.ReclaimerService",
+)
+_GRACE_SECONDS = 2.0
+_DRAIN_SECONDS = 3.0
+_POOL = 16
+
+
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    ready: Callable[[str], None] | None = None,
+    driver: Driver | None = None,
+) -> None:
+    """Run a deployer until `stop` is set; `ready` gets the address once it serves.
+
+    `driver` is the process driver unless another one is given. Raises `StartError`.
+    """
+    own = settings.deployer_address or settings.deployer_listen
+    endpoints = [own, *([settings.otlp_endpoint] if settings.otlp_endpoint else [])]
+    telemetry = setup("deployer", endpoints, log_level=settings.log_level)
+    await asyncio.to_thread(upgrade, settings.database_url, SCHEMA, HERE / "migrations")
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
+        store = await Store.open(
+            settings.database_url, SCHEMA, HERE / "queries.sql", min_size=2, max_size=_POOL
+        )
+        stack.push_async_callback(store.close)
+        deployer = Deployer(settings, store, driver or _process_driver(settings), telemetry.tracer)
+        stack.callback(_serve_metrics(settings, deployer))
+        await stack.enter_async_context(deployer.running(ready))
+        await stop.wait()
+        log.info("stopping")
+
+
+class Deployer:
+    """The parts of one deployer, wired."""
+
+    def __init__(self, settings: Settings, store: Store, driver: Driver, tracer: Tracer) -> None:
+        replica = settings.replica_name
+        viewpoint = Viewpoint(settings.url, _defaults(settings))
+        self.settings = settings
+        self.driver = driver
+        self.restored = asyncio.Event()
+        self.wakeups = Wakeups()
+        self.gateways = Gateways()
+        self.catalog = Catalog(viewpoint.defaults)
+        self.journal = Journal(store, replica, self.take_rows)
+        self.channel = connect(settings.builder_address)
+        self.instances = Instances(self.journal)
+        self._store = store
+        builds = Builds(self.channel)
+        lookup = Lookup(store, viewpoint.defaults)
+        started = utcnow()
+
+        def idle_floor():
+            return started + settings.idle_grace
+
+        tools = Tools(
+            store, self.journal, self.catalog, driver, builds, tracer, viewpoint,
+            self.gateways.all_taken,
+        )  # fmt: skip
+        terms = Terms(settings.target, replica, settings.claim, settings.concurrent_steps)
+        self.reconciler = Reconciler(store, self.catalog, tools, terms)
+        self.restoration = Restoration(
+            store, driver, self.journal, viewpoint, settings.target, tools.reserved,
+            self.take_rows,
+        )  # fmt: skip
+        self.activity = Activity(store, driver, replica, self.take_rows)
+        self._reserved = tools.reserved
+        self._following = (store, replica, lookup, self.restoration, self.wakeups)
+        traces = Traces(store)
+        self.sink = TraceSink(traces)
+        rules = Rules(
+            replica, settings.target, settings.claim, settings.default_ttl,
+            settings.max_functions, _bounds(settings), idle_floor,
+        )  # fmt: skip
+        self.functions = FunctionService(
+            store, self.catalog, lookup, builds, self.wakeups, traces, tracer, viewpoint, rules,
+            self.reconciler.adopt, self.reconciler.look, self.gateways.all_taken,
+        )  # fmt: skip
+        self.routes = RouteService(
+            self.catalog, self.gateways, lookup, self.restored, self.activity.report
+        )
+        reclamation = Reclamation(
+            store, self.catalog, lookup, driver, builds, self.gateways, tracer, replica,
+            idle_floor, self.take_rows,
+        )  # fmt: skip
+        self.reclaimer = ReclaimerService(
+            store, self.catalog, driver, self.gateways, reclamation, self.restored
+        )
+
+    def take_rows(self, rows: Sequence[FunctionRow]) -> None:
+        """Take rows that were written or read: routes and deadlines follow, watchers wake."""
+        self.catalog.update(rows)
+        self.wakeups.wake(row.uid for row in rows)
+
+    @asynccontextmanager
+    async def running(self, ready: Callable[[str], None] | None) -> AsyncIterator[None]:
+        """Serve, with all functions restored; at the end let go of everything in order."""
+        server = Server(self.settings.deployer_listen, SERVICES)
+        server.add(add_FunctionServiceServicer_to_server, self.functions)
+        server.add(add_RouteServiceServicer_to_server, self.routes)
+        server.add(add_ReclaimerServiceServicer_to_server, self.reclaimer)
+        server.add(add_TraceServiceServicer_to_server, self.sink)
+        try:
+            address = await server.start()
+        except AddressInUse as error:
+            raise StartError(str(error)) from error
+        await self.driver.start()
+        tasks = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("journal", self.journal.run()),
+                ("notifications", follow(self.driver, self.instances, self._restore_again)),
+                ("house", keep_house(
+                    self._store, self.activity, self.settings.tombstone_retention
+                )),
+            )
+        ]  # fmt: skip
+        try:
+            await until_done(self.restoration.restore, "restore")
+            tasks.append(asyncio.create_task(self._follow_replicas(), name="replicas"))
+            tasks.append(asyncio.create_task(self.reconciler.run(), name="reconciler"))
+            for task in tasks:
+                task.add_done_callback(_report_end)
+            self.reconciler.look()
+            self.restored.set()
+            await server.health.set_all(True)
+            log.info("serving", address=address, functions=len(self.catalog.entries))
+            if ready is not None:
+                ready(address)
+            yield
+        finally:
+            await server.stop(_GRACE_SECONDS)
+            await self._finish(tasks)
+
+    async def _follow_replicas(self) -> None:
+        await replicas.follow(*self._following, self.take_rows, self.reconciler.look)
+
+    async def _restore_again(self) -> None:
+        self._reserved.clear()
+        await until_done(self.restoration.restore, "restore")
+        self.reconciler.look()
+
+    async def _finish(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            if task.get_name() != "journal":
+                task.cancel()
+        await asyncio.wait([task for task in tasks if task.get_name() != "journal"])
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await self.journal.drained()
+        except TimeoutError:
+            log.warning("journal_not_drained")
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await self.driver.close()
+        await self.channel.close()
+
+
+def _process_driver(settings: Settings) -> Driver:
+    # Imported here: with another driver nothing of this one is needed.
+    from services.deployer.drivers.process.driver import ProcessDriver
+
+    ports = [settings.public_port] if settings.public_port else []
+    return ProcessDriver(settings.data_dir, public_ports=ports)
+
+
+def _serve_metrics(settings: Settings, deployer: Deployer) -> Callable[[], None]:
+    registry = metrics.registry()
+    register(registry, DeployerCollector(deployer.catalog, deployer.reconciler, deployer.gateways))
+    try:
+        return metrics.serve(settings.deployer_metrics_listen, registry)
+    except OSError as error:
+        address = settings.deployer_metrics_listen
+        raise StartError(f"cannot serve metrics on {address}: {error}") from error
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("task_broke", task=task.get_name(), exc_info=error)
+
+
+def _defaults(settings: Settings) -> Defaults:
+    return Defaults(
+        ttl=settings.default_ttl,
+        max_ttl=settings.max_ttl,
+        timeout=settings.default_timeout,
+        memory_bytes=settings.memory_bytes,
+        processes=settings.processes,
+        open_files=settings.open_files,
+        cpu_seconds=settings.cpu_seconds,
+        concurrency=settings.concurrency,
+        max_instances=settings.default_max_instances,
+        start_timeout=settings.start_timeout,
+        idle_stop=settings.idle_stop,
+    )
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        max_ttl=settings.max_ttl,
+        max_timeout=settings.max_timeout,
+        max_source_bytes=settings.max_source_bytes,
+        max_env_bytes=settings.max_env_bytes,
+        max_instances=settings.max_instances,
+        max_memory_bytes=settings.max_memory_bytes,
+        max_processes=settings.max_processes,
+        max_open_files=settings.max_open_files,
+    )
