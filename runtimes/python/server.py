@@ -186,7 +186,7 @@ class Server:
                 finally:
                     self._status.close(slot)
             finally:
-                accepted.close()
+                _hang_up(accepted)
 
     def _accept(self) -> Optional[socket.socket]:
         with self._count:
@@ -409,6 +409,15 @@ class Server:
     def _log(self, request_id: str, text: str, *lines: str) -> None:
         sys.stderr.write("\n".join((f"request {request_id}: {text}", *lines)) + "\n")
         sys.stderr.flush()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Close for the caller, even where a process that the handler forked still has it open."""
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the caller was first
+    sock.close()
 
 
 def _linger(sock: socket.socket) -> None:

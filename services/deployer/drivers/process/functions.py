@@ -370,14 +370,14 @@ class Function:
                 f"a request took longer than {timeout:g} s; this instance is replaced",
             )
             instance.drain("timeout")
-            self._spawn(self._end_overdue(instance, now))
+            self._spawn(self._end_overdue(instance, now, "timeout"))
             return
         delay = timeout if oldest is None else oldest + timeout - now
         self._loop.call_later(max(delay, 0.01) + 0.005, self._check_overdue, instance)
 
-    async def _end_overdue(self, instance: Instance, moment: float) -> None:
+    async def _end_overdue(self, instance: Instance, moment: float, reason: str) -> None:
         """Let the requests that still have time finish, then end it."""
-        instance.stop_reason = "timeout"
+        instance.stop_reason = reason
         timeout = instance.workload.timeout
         deadline = moment + timeout
         while time.monotonic() < deadline:
@@ -389,7 +389,7 @@ class Function:
             done, _ = await asyncio.wait({instance.exited}, timeout=_DRAIN_POLL)
             if done:
                 return
-        instance.kill("timeout")
+        instance.kill(reason)
 
     def _on_draining(self, instance: Instance, reason: str) -> None:
         """It says itself that it cannot go on."""
@@ -397,7 +397,7 @@ class Function:
             return
         self._log_platform(instance.name, f"this instance is replaced: {reason}")
         instance.drain(reason)
-        self._spawn(self._end_overdue(instance, time.monotonic()))
+        self._spawn(self._end_overdue(instance, time.monotonic(), reason))
 
     def _on_ended(self, instance: Instance) -> None:
         with contextlib.suppress(ValueError):

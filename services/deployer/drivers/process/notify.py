@@ -283,6 +283,8 @@ class NotificationServer:
             if address.family != policy.AF_UNSPEC:
                 raw = self._allowed(raw, address, sock)
             self._start_connect(call, sock, raw)
+        except _Performed:
+            raise  # the socket is now another's to close
         except BaseException:
             sock.close()
             raise
