@@ -39,7 +39,7 @@ from services.gateway.openapi import document
 from services.gateway.snapshot import ClusterCache
 from services.gateway.supervisor import Envoy, claim_port, find_envoy
 from services.gateway.sync import Sync
-from services.gateway.transcode import response_bodies
+from services.gateway.transcode import response_bodies, script
 
 log = structlog.get_logger()
 
@@ -155,6 +155,7 @@ def accepts(address: Address) -> bool:
 
 
 def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -> Inputs:
+    public_methods = list(methods(contracts, PUBLIC_SERVICES))
     return Inputs(
         node=settings.gateway_name,
         listen=listen,
@@ -168,7 +169,8 @@ def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -
         builder=parse(settings.builder_address),
         janitor=parse(settings.janitor_address),
         descriptors=str(settings.directory / "descriptors.pb"),
-        method_metadata=response_bodies(methods(contracts, PUBLIC_SERVICES)),
+        api_script=script(contracts, public_methods),
+        method_metadata=response_bodies(public_methods),
         domains=settings.domains,
         allowed_origins=settings.allowed_origins,
         api_body_bytes=settings.api_body_bytes,

@@ -13,7 +13,6 @@ from typing import Any
 
 from services.gateway.addresses import Address, envoy_address
 from services.gateway.local_reply import ORIGINAL_PATH, local_reply_config
-from services.gateway.transcode import SCRIPT
 
 Config = dict[str, Any]
 
@@ -40,6 +39,8 @@ INTERNAL_METHODS = tuple(
 )
 ANSWERED_HERE = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
+_GRPC_ONLY = [{"name": "content-type", "string_match": {"prefix": "application/grpc"}}]
+
 BUFFER_BYTES = 256 * 1024
 UNBOUNDED = 1_000_000  # for circuit breakers: the services bound themselves
 
@@ -48,6 +49,7 @@ _TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
 _GRPC_WEB = "envoy.filters.http.grpc_web"
 _CORS = "envoy.filters.http.cors"
 _LUA = "envoy.filters.http.lua"
+_BUFFER = "envoy.filters.http.buffer"
 # Switches a filter on that is off by default and has no configuration of a route's own.
 _ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
@@ -68,11 +70,13 @@ class Inputs:
     builder: Address
     janitor: Address
     descriptors: str
+    # The Lua beside the transcoder (see `transcode`).
+    api_script: str = ""
     # By gRPC path: the metadata of the methods' routes.
     method_metadata: Mapping[str, Config] = field(default_factory=dict[str, Config])
     domains: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
-    api_body_bytes: int = 64 * 1024 * 1024
+    api_body_bytes: int = 60 * 1024 * 1024
     function_trace_percent: float = 0.1
 
 
@@ -266,11 +270,16 @@ def _http_filters(inputs: Inputs) -> list[Config]:
 
     return [
         off(_CORS, {"@type": f"{_HTTP}.cors.v3.Cors"}),
+        # Takes a request's body in full, up to its limit and not to a connection's.
+        off(
+            _BUFFER,
+            {"@type": f"{_HTTP}.buffer.v3.Buffer", "max_request_bytes": inputs.api_body_bytes},
+        ),
         off(
             _LUA,
             {
                 "@type": f"{_HTTP}.lua.v3.Lua",
-                "default_source_code": {"inline_string": SCRIPT},
+                "default_source_code": {"inline_string": inputs.api_script},
             },
         ),
         off(_GRPC_WEB, {"@type": f"{_HTTP}.grpc_web.v3.GrpcWeb"}),
@@ -343,7 +352,7 @@ def _grpc_routes(inputs: Inputs) -> list[Config]:
     allowed = [
         {
             "name": "grpc",
-            "match": {"prefix": prefix},
+            "match": {"prefix": prefix, "headers": _GRPC_ONLY},
             "route": _unbounded({"cluster": cluster}),
             "typed_per_filter_config": filters,
         }
@@ -353,14 +362,25 @@ def _grpc_routes(inputs: Inputs) -> list[Config]:
     own = [
         {
             "name": "grpc-method",
-            "match": {"path": path},
+            "match": {"path": path, "headers": _GRPC_ONLY},
             "route": _unbounded({"cluster": PUBLIC_SERVICES[path.split("/")[1]]}),
             "metadata": metadata,
             "typed_per_filter_config": filters,
         }
         for path, metadata in inputs.method_metadata.items()
     ]
-    return [*denied, *own, *allowed]
+    preflight = [
+        {
+            "name": "preflight",
+            "match": {
+                "prefix": "/mayfly.v1.",
+                "headers": [{"name": ":method", "string_match": {"exact": "OPTIONS"}}],
+            },
+            "direct_response": {"status": 404},
+            "typed_per_filter_config": _cors(inputs),
+        }
+    ]
+    return [*denied, *own, *allowed, *(preflight if inputs.allowed_origins else [])]
 
 
 def _api_routes(inputs: Inputs) -> list[Config]:
@@ -373,6 +393,7 @@ def _api_routes(inputs: Inputs) -> list[Config]:
             "route": _unbounded({"cluster": DEPLOYER}),
             "typed_per_filter_config": {
                 _TRANSCODER: transcoder(inputs, sse=sse),
+                _BUFFER: _ON,
                 _LUA: _ON,
             }
             | _cors(inputs),

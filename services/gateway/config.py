@@ -75,10 +75,10 @@ class Settings(BaseSettings):
         "started. 60: most clients give up by then.",
     )
     api_body_bytes: int = Field(
-        default=64 * 1024 * 1024,
+        default=60 * 1024 * 1024,
         ge=1024,
-        description="Bytes that the body of a /v1 request may have. 64 MiB is what a gRPC message "
-        "of the services may have; how large a source may be, the deployer decides.",
+        description="Bytes that the body of a /v1 request may have. 60 MiB is a little less than "
+        "a gRPC message of the services may have; how large a source may be, the deployer decides.",
     )
     function_trace_percent: float = Field(
         default=0.1,
