@@ -21,8 +21,10 @@ from bench import machine
 from bench.cold import ContainerColdStart, IdleHandlers
 from bench.figures import Figure, markdown_table, text_table
 from bench.http import Client
+from bench.many import Many
 from bench.peers import Containers, install
 from bench.submit import HANDLER, SCRIPT, ContainerSubmission, Submission, UvRun
+from bench.warm import WarmPath
 from tests.conformance.standalone import Standalone
 
 ENVIRONMENT = {
@@ -35,6 +37,7 @@ ENVIRONMENT = {
 @contextmanager
 def mayfly(place: Path) -> Iterator[Standalone]:
     """A platform of this checkout."""
+    place.mkdir(mode=0o755, exist_ok=True)
     platform = Standalone(place / "d", env=ENVIRONMENT)
     platform.start()
     try:
@@ -70,7 +73,7 @@ def uv_path() -> str | None:
     return str(beside) if beside.exists() else shutil.which("uv")
 
 
-def take(rounds: int, peers_wanted: bool) -> Iterator[list[Figure]]:
+def take(rounds: int, functions: int, peers_wanted: bool) -> Iterator[list[Figure]]:
     """Yield the figures group by group."""
     place = Path(tempfile.mkdtemp(prefix="mayfly-bench-"))
     place.chmod(0o755)
@@ -79,7 +82,15 @@ def take(rounds: int, peers_wanted: bool) -> Iterator[list[Figure]]:
             client = Client(platform.url)
             yield submissions(client, peers, missing, place, rounds)
             yield cold_starts(client, peers, missing, rounds)
+            yield warm_path(client, platform, place, max(3, rounds // 10))
             client.close()
+        # A platform of its own: memory is compared before and after.
+        with mayfly(place / "many") as platform:
+            client = Client(platform.url)
+            crowd = Many(client, platform.pid, functions)
+            crowd.run(rounds)
+            client.close()
+            yield crowd.figures()
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -129,6 +140,18 @@ def cold_starts(
     return [handlers.total, handlers.warm, container.total]
 
 
+def warm_path(client: Client, platform: Standalone, place: Path, rounds: int) -> list[Figure]:
+    """What the gateway costs a request, against a static Envoy and against nothing."""
+    path = WarmPath(client, platform.data_dir, platform.pid, place)
+    try:
+        for number in range(rounds):
+            path.run()
+            progress("warm path", number + 1, rounds)
+        return path.figures()
+    finally:
+        path.close()
+
+
 def progress(group: str, done: int, of: int) -> None:
     """Say how far it is, on a terminal only."""
     if sys.stderr.isatty():
@@ -147,12 +170,13 @@ def main() -> int:
     """Take the figures, print them, and write them where asked."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50, help="samples of each row (50)")
+    parser.add_argument("--functions", type=int, default=10_000, help="how many are many (10,000)")
     parser.add_argument("--no-peers", action="store_true", help="leave buildah and runc out")
     parser.add_argument("--results", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     where = machine.describe()
     figures: list[Figure] = []
-    for group in take(options.rounds, not options.no_peers):
+    for group in take(options.rounds, options.functions, not options.no_peers):
         figures += group
     print(f"{where}\n\n{text_table(figures)}")
     if options.results:

@@ -20,6 +20,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        self.port = parts.port or 80
         self._connection = http.client.HTTPConnection(
             parts.hostname or "127.0.0.1", parts.port, timeout=60
         )
