@@ -41,6 +41,9 @@ ANSWERED_HERE = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
 _GRPC_ONLY = [{"name": "content-type", "string_match": {"prefix": "application/grpc"}}]
 
+# Says what x-forwarded-for says.
+_OF_ENVOY = ["x-envoy-external-address"]
+
 BUFFER_BYTES = 256 * 1024
 UNBOUNDED = 1_000_000  # for circuit breakers: the services bound themselves
 
@@ -50,6 +53,10 @@ _GRPC_WEB = "envoy.filters.http.grpc_web"
 _CORS = "envoy.filters.http.cors"
 _LUA = "envoy.filters.http.lua"
 _BUFFER = "envoy.filters.http.buffer"
+_TIME_LIMIT = "envoy.filters.http.header_mutation"
+# Where a function's cluster has its time limit, in milliseconds.
+METADATA = "mayfly"
+TIMEOUT = "timeout_ms"
 # Switches a filter on that is off by default and has no configuration of a route's own.
 _ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
@@ -200,7 +207,11 @@ def _connection_manager(inputs: Inputs) -> Config:
             # A_B and A-B are one to many servers (CGI, WSGI): no smuggling of stripped headers.
             "headers_with_underscores_action": "DROP_HEADER",
         },
-        "http_protocol_options": {"accept_http_10": True, "enable_trailers": True},
+        "http_protocol_options": {
+            "accept_http_10": True,
+            "default_host_for_http_10": "localhost",
+            "enable_trailers": True,
+        },
         "http2_protocol_options": {
             "max_concurrent_streams": 1000,
             "initial_stream_window_size": 1024 * 1024,
@@ -269,6 +280,7 @@ def _http_filters(inputs: Inputs) -> list[Config]:
         return {"name": name, "typed_config": config, "disabled": True}
 
     return [
+        off(_TIME_LIMIT, _time_limit()),
         off(_CORS, {"@type": f"{_HTTP}.cors.v3.Cors"}),
         # Takes a request's body in full, up to its limit and not to a connection's.
         off(
@@ -293,6 +305,23 @@ def _http_filters(inputs: Inputs) -> list[Config]:
             },
         },
     ]
+
+
+def _time_limit() -> Config:
+    """Give the router a function's own time limit, which is in its cluster's metadata.
+
+    Unlike a route's timeout, that of a try ends with the response's headers: it never cuts a
+    stream, and it begins when the request's body is complete.
+    """
+    header = {
+        "key": "x-envoy-upstream-rq-per-try-timeout-ms",
+        "value": f"%METADATA(CLUSTER:{METADATA}:{TIMEOUT})%",
+    }
+    append = {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    return {
+        "@type": f"{_HTTP}.header_mutation.v3.HeaderMutation",
+        "mutations": {"request_mutations": [{"append": append}]},
+    }
 
 
 def transcoder(inputs: Inputs, *, sse: bool) -> Config:
@@ -446,6 +475,8 @@ def _path_route(inputs: Inputs) -> Config:
             }
         },
         "tracing": _sampled(inputs.function_trace_percent),
+        "typed_per_filter_config": {_TIME_LIMIT: _ON},
+        "request_headers_to_remove": _OF_ENVOY,
         # A cluster has the function's id for a name; a held request's prefix is set by `_hold`.
         "request_headers_to_add": [
             _header(ORIGINAL_PATH, "%REQ(:PATH)%"),
@@ -467,6 +498,8 @@ def _function_hosts(inputs: Inputs) -> list[Config]:
                     "match": {"prefix": "/"},
                     "route": _function_action(by_host(inputs.domains)),
                     "tracing": _sampled(inputs.function_trace_percent),
+                    "typed_per_filter_config": {_TIME_LIMIT: _ON},
+                    "request_headers_to_remove": _OF_ENVOY,
                     "request_headers_to_add": [_header(ORIGINAL_PATH, "%REQ(:PATH)%")],
                 }
             ],
@@ -494,7 +527,7 @@ def _function_action(script: str) -> Config:
 
 
 def _unbounded(action: Config) -> Config:
-    """Let a stream stay open: what bounds a function's time is in its cluster's retry policy."""
+    """Let a stream stay open: what bounds a function's time is `_time_limit`."""
     return action | {"timeout": "0s", "idle_timeout": "0s"}
 
 

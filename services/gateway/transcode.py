@@ -54,9 +54,7 @@ def path_pattern(template: str) -> str:
     """
     pattern = re.sub(r"\{[^=}]+=([^}]+)\}", r"\1", template)
     pattern = re.sub(r"\{[^}]+\}", "*", pattern)
-    escaped = "".join(
-        c if c == "*" or c.isalnum() or c == "/" else f"%{c}" for c in pattern
-    )
+    escaped = "".join(c if c == "*" or c.isalnum() or c == "/" else f"%{c}" for c in pattern)
     return "^" + escaped.replace("*", "[^/:]+") + "$"
 
 
@@ -70,9 +68,7 @@ class _Body:
     prefix: str
 
 
-def _bodies(
-    methods: Iterable[Method], messages: dict[str, DescriptorProto]
-) -> Iterator[_Body]:
+def _bodies(methods: Iterable[Method], messages: dict[str, DescriptorProto]) -> Iterator[_Body]:
     for method in methods:
         if not method.body:
             continue

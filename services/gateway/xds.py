@@ -27,6 +27,7 @@ from mayfly.v1.function_pb2 import Protocol
 from mayfly.v1.route_pb2 import Route
 
 from services.gateway.addresses import Address, parse
+from services.gateway.bootstrap import METADATA, TIMEOUT
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -73,6 +74,8 @@ def cluster(route: Route, idle_seconds: float) -> Cluster:
             ],
         ),
     )
+    if limit := route.timeout.ToMilliseconds():
+        made.metadata.filter_metadata[METADATA].update({TIMEOUT: str(limit)})
     made.typed_extension_protocol_options[_OPTIONS].Pack(_options(route, idle_seconds))
     return made
 
@@ -94,10 +97,6 @@ def _options(route: Route, idle_seconds: float) -> UpstreamOptions:
     else:
         explicit.http_protocol_options.CopyFrom(Http1ProtocolOptions(enable_trailers=True))
     retry = RetryPolicy(retry_on=_RETRY_ON, num_retries=_RETRIES, retry_back_off=_BACK_OFF)
-    if route.timeout.ToNanoseconds() > 0:
-        # Unlike a route's timeout, the one of a try ends with the response's headers: it never
-        # cuts a stream, and it begins when the request's body is complete.
-        retry.per_try_timeout.CopyFrom(route.timeout)
     return UpstreamOptions(
         common_http_protocol_options=common, explicit_http_config=explicit, retry_policy=retry
     )
