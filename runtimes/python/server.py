@@ -132,6 +132,11 @@ class Server:
         self._poll.register(listener, select.POLLIN)
         self._poll.register(self._wake_read, select.POLLIN)
 
+    def close(self) -> None:
+        """Close what was made here."""
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
     def install_signals(self) -> None:
         """SIGTERM, SIGINT and the soft CPU limit: accept no more, finish, end."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -182,7 +187,7 @@ class Server:
             try:
                 slot = self._status.open()
                 try:
-                    self._serve_connection(http1.Connection(accepted), slot)
+                    self.serve_connection(http1.Connection(accepted), slot)
                 finally:
                     self._status.close(slot)
             finally:
@@ -241,7 +246,7 @@ class Server:
             self._threads += 1
             self._workers.append(worker)
 
-    def _serve_connection(self, connection: http1.Connection, slot: int) -> None:
+    def serve_connection(self, connection: http1.Connection, slot: int) -> None:
         try:
             while self._serve_request(connection, slot):
                 if not connection.has_input and not self._wait_for_more(connection):

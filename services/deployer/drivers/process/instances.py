@@ -35,12 +35,13 @@ _MAX_BODY = 100 << 20
 class Place:
     """What an instance is given by the supervisor.
 
-    identity: the user it runs as; None where there is only one. scratch_bytes: size of its /tmp.
+    identity: the user it runs as; None where there is only one. scratch_bytes: size of its /tmp
+    where it is not the usual one.
     """
 
     slot: int
     identity: int | None
-    scratch_bytes: int
+    scratch_bytes: int | None
     public_ports: frozenset[int]
 
 

@@ -12,6 +12,7 @@ from services.deployer.drivers.base import Resource
 from services.deployer.drivers.process.sandbox import kernel
 
 _TITLE = b"mayfly-function"
+_SPARE = b"mayfly-spare"
 _ZYGOTE = b"_mayfly_sandbox.zygote"
 
 
@@ -56,6 +57,8 @@ def find_processes(marker: str) -> list[Resource]:
         if words[0] == _TITLE and wanted in words and len(words) > 2:
             uid, instance = words[1].decode(), words[2].decode()
             found.append(Resource("process", str(pid), uid, f"instance {instance}"))
+        elif words[0] == _SPARE and wanted in words:
+            found.append(Resource("process", str(pid), None, "forked ahead"))
         elif wanted in words and any(_ZYGOTE in word for word in words):
             found.append(Resource("process", str(pid), None, "zygote"))
         else:

@@ -302,7 +302,7 @@ class Supervisor:
         place = Place(
             slot=slot,
             identity=self._first_uid + slot if self._is_root else None,
-            scratch_bytes=min(self._settings.scratch_bytes, workload.limits.memory_bytes),
+            scratch_bytes=self._scratch_of(workload),
             public_ports=frozenset(self._settings.public_ports),
         )
         instance = Instance(workload, function.listener, place, name, hooks)
@@ -319,6 +319,11 @@ class Supervisor:
             self.release(instance)
             raise
         return instance
+
+    def _scratch_of(self, workload: base.Workload) -> int | None:
+        """None: as its zygote has made it."""
+        limit = workload.limits.memory_bytes
+        return limit if limit < self._settings.scratch_bytes else None
 
     def _take_slot(self) -> int:
         self._next_slot += 1
@@ -342,6 +347,7 @@ class Supervisor:
                 root=self._root,
                 data_dir=self._data_dir,
                 marker=self._marker,
+                scratch_bytes=self._settings.scratch_bytes,
                 exited=self._on_exited,
                 lost=self._on_lost,
             )

@@ -94,6 +94,7 @@ class Zygote:
         root: Path,
         data_dir: Path,
         marker: str,
+        scratch_bytes: int,
         exited: Exited,
         lost: Lost,
     ) -> Zygote:
@@ -108,7 +109,7 @@ class Zygote:
                     sys.executable,
                     *("-I", "-S", "-B", "-c", _LAUNCH),
                     *(str(there.fileno()), str(interpreter), str(root), str(data_dir), marker),
-                    str(_RUNTIME),
+                    *(str(_RUNTIME), str(scratch_bytes)),
                 ],
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -86,6 +86,8 @@ def _report(control: socket.socket, error: BaseException) -> None:
 
 def _confine(spec: Spec, fds: List[int], control: socket.socket, program: bytes) -> None:
     kernel.sethostname(spec["hostname"])
+    if spec["scratch_bytes"] is not None:
+        rootfs.resize_scratch("/tmp", spec["scratch_bytes"])
     kernel.move_mount(fds[FUNCTION_TREE], "/function")
     if len(fds) > ENVIRONMENT_TREE:
         kernel.move_mount(fds[ENVIRONMENT_TREE], "/env")

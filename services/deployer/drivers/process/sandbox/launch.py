@@ -19,8 +19,9 @@ PADDING = "." * 160
 
 
 def main(arguments: list[str]) -> None:
-    """Arguments: socket fd, interpreter, root to mount on, data directory, marker, runtime."""
-    channel, interpreter, root, data_dir, marker, runtime = arguments
+    """Arguments: socket fd, interpreter, root to mount on, data directory, marker, runtime,
+    size of a /tmp."""
+    channel, interpreter, root, data_dir, marker, runtime, scratch = arguments
     fd = int(channel)
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
     # This process ends; the child is handed to the supervisor, the next subreaper above.
@@ -37,9 +38,10 @@ def main(arguments: list[str]) -> None:
     builder.mask(data_dir)
     builder.finish(uid=65534)
     os.set_inheritable(fd, True)
+    flags = ("-I", "-S", "-B", "-X", "utf8")
     os.execve(
         interpreter,
-        [interpreter, "-I", "-S", "-B", "-X", "utf8", "-c", ZYGOTE_MAIN, str(fd), marker, PADDING],
+        [interpreter, *flags, "-c", ZYGOTE_MAIN, str(fd), marker, scratch, PADDING],
         {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
     )
 

@@ -149,3 +149,7 @@ def mount_scratch(at: str, size: int, inodes: int) -> None:
     """An empty directory that anybody may write to, of at most `size` bytes."""
     data = f"mode=1777,size={size},nr_inodes={inodes}"
     mount("tmpfs", at, "tmpfs", MS_NOSUID | MS_NODEV, data)
+
+
+def resize_scratch(at: str, size: int) -> None:
+    mount("", at, None, MS_REMOUNT | MS_NOSUID | MS_NODEV, f"size={size}")

@@ -143,6 +143,24 @@ def _checks() -> Dict[str, List[_Insn]]:
     }
 
 
+def _search(numbers: List[int], blocks: Dict[int, List[_Insn]]) -> List[_Insn]:
+    """Binary search for the accumulator among `numbers`; every path returns.
+
+    The kernel runs the program once for each call when it is installed, so length is time.
+    """
+    if len(numbers) <= 2:
+        found: List[_Insn] = []
+        for number in numbers:
+            block = blocks[number]
+            found += [(_JEQ, 0, len(block), number), *block]
+        return [*found, _ret(_ALLOW)]
+    middle = len(numbers) // 2
+    low, high = _search(numbers[:middle], blocks), _search(numbers[middle:], blocks)
+    if len(low) > 255:
+        raise ValueError("a jump of classic BPF reaches 255 instructions")
+    return [(_JGE, len(low), 0, numbers[middle]), *low, *high]
+
+
 def build_filter(machine: str) -> bytes:
     """The program for `machine` (os.uname().machine), as an array of struct sock_filter.
 
@@ -160,21 +178,20 @@ def build_filter(machine: str) -> bytes:
     if machine == "x86_64":
         program += [(_JGE, 0, 1, _X32_BIT), _ret(_KILL)]
     checks = _checks()
+    blocks: Dict[int, List[_Insn]] = {}
     for name, numbers in _NUMBERS.items():
         number = numbers[column]
         if number < 0:
             continue
         if name in _ASKED:
-            block = [_ret(_NOTIFY)]
+            blocks[number] = [_ret(_NOTIFY)]
         elif name in _ABSENT:
-            block = [_ret(_ERRNO | _ENOSYS)]
+            blocks[number] = [_ret(_ERRNO | _ENOSYS)]
         elif name in _CHECKED:
-            block = checks[name]
+            blocks[number] = checks[name]
         else:
-            block = [_ret(_ERRNO | _EPERM)]
-        program.append((_JEQ, 0, len(block), number))
-        program += block
-    program.append(_ret(_ALLOW))
+            blocks[number] = [_ret(_ERRNO | _EPERM)]
+    program += _search(sorted(blocks), blocks)
     return b"".join(struct.pack("HBBI", *insn) for insn in program)
 
 
