@@ -37,7 +37,7 @@ from mayfly.cli.commands import (
     sweep,
     trace,
 )
-from mayfly.cli.options import Json, Url
+from mayfly.cli.options import GlobalUrl, Json
 
 app = typer.Typer(
     name="mayfly",
@@ -50,7 +50,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(ctx: typer.Context, url: Url = None, as_json: Json = False) -> None:
+def options(ctx: typer.Context, url: GlobalUrl = None, as_json: Json = False) -> None:
     """Deploy source code to a live URL that ends by itself."""
     ctx.obj = {"url": url, "json": as_json}
 

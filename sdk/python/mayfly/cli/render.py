@@ -109,7 +109,7 @@ def receipt_page(receipt: Receipt) -> Iterator[Text]:
     for index, what in enumerate(receipt.looked_at):
         yield Text.assemble((f"  {'' if index else 'looked at':<11}", "dim"), what)
     if receipt.residue:
-        yield from _resources("STILL THERE", receipt.residue, style="red")
+        yield from _resources("residue", receipt.residue, style="red")
     else:
         yield Text.assemble(("  found      ", "dim"), "nothing of it")
     if receipt.attempts > 1:
