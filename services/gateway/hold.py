@@ -45,6 +45,7 @@ log = structlog.get_logger()
 BACKLOG = 4096
 RETRY_SECONDS = (0.005, 0.25)
 LINGER_SECONDS = 2.0
+ASK_SECONDS = 2.0
 DEFAULT_TIMEOUT = 60.0  # of a route that names none
 
 
@@ -185,13 +186,12 @@ class _Held:
 
     async def _ask(self, known: Entry | None) -> Entry:
         """Ask the deployer about a function that has no route here, or one that is over."""
-        wait = min(2.0, self._remaining())
+        if known is not None and not self._routes.synced.is_set():
+            raise Refused(ENDED)  # whether it was renewed meanwhile cannot be known now
         try:
-            return Entry(await self._activate(self._id, wait))
+            return Entry(await self._activate(self._id, min(ASK_SECONDS, self._remaining())))
         except Refused:
-            if (
-                known is not None
-            ):  # a lease that has ended has ended, whether it can be asked or not
+            if known is not None:
                 raise Refused(ENDED) from None
             raise
 
