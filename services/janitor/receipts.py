@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,10 +62,16 @@ class Ending:
 class Found:
     """What a look at the world found of one uid."""
 
-    residue: Sequence[reclaimer_pb2.Resource]
+    # By the owner that found it, and that alone can remove it.
+    residue_by_owner: Mapping[str, Sequence[reclaimer_pb2.Resource]]
     looked_at: Sequence[str]
     # Owners that could not be asked.
     unreachable: Sequence[str] = field(default=())
+
+    @property
+    def residue(self) -> list[reclaimer_pb2.Resource]:
+        """What was still there."""
+        return [resource for found in self.residue_by_owner.values() for resource in found]
 
     @property
     def clean(self) -> bool:

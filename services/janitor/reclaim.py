@@ -20,6 +20,7 @@ from services.janitor.metrics import Metrics
 from services.janitor.owners import Owner
 from services.janitor.receipts import (
     Ending,
+    Found,
     Key,
     Known,
     Receipts,
@@ -51,6 +52,8 @@ class Check:
     receipt: janitor_pb2.Receipt
     reclaim: Interval
     looks: int = 0
+    # What the last look found.
+    found: Found | None = None
     told: bool = False
 
 
@@ -345,15 +348,14 @@ class Reclaimer:
             self._wake.set()
 
     async def _check_batch(self, checks: Sequence[Check]) -> None:
-        again = [check for check in checks if check.looks and check.receipt.residue]
-        if again:
-            await self._remove_residue(again)
+        await self._remove_residue([check.found for check in checks if check.found])
         start = clock.now()
         found = await look(self._owners, [check.receipt for check in checks])
         interval = Interval(start, clock.now())
         for check in checks:
             check.looks += 1
-            check.receipt = with_findings(check.receipt, found[check.receipt.uid])
+            check.found = found[check.receipt.uid]
+            check.receipt = with_findings(check.receipt, check.found)
         await self._receipts.save([(check.ending, check.receipt) for check in checks])
         for check in checks:
             if not check.told:
@@ -368,14 +370,16 @@ class Reclaimer:
         self._metrics.unverified.inc(len(dirty))
         self._check_later(dirty)
 
-    async def _remove_residue(self, checks: Sequence[Check]) -> None:
-        residue = [resource for check in checks for resource in check.receipt.residue]
-        for owner in self._owners.values():
-            # Each owner removes what is its own and leaves the rest alone.
+    async def _remove_residue(self, found: Sequence[Found]) -> None:
+        """Have each owner remove what it found the last time and should have removed before."""
+        for name, owner in self._owners.items():
+            residue = [r for one in found for r in one.residue_by_owner.get(name, ())]
+            if not residue:
+                continue
             try:
                 await owner.reclaim(orphans=residue)
             except grpc.aio.AioRpcError as error:
-                log.warning("owner_cannot_reclaim", owner=owner.name, code=error.code().name)
+                log.warning("owner_cannot_reclaim", owner=name, code=error.code().name)
 
     def _check_later(self, checks: Sequence[Check]) -> None:
         now = clock.now()

@@ -41,7 +41,9 @@ def attribute(
     `answers` holds each owner's inventory, or None where it could not be asked.
     """
     kept = {r.uid: {(k.type, k.id) for k in r.kept} for r in receipts}
-    residue: defaultdict[str, list[reclaimer_pb2.Resource]] = defaultdict(list)
+    residue: dict[str, defaultdict[str, list[reclaimer_pb2.Resource]]] = {
+        uid: defaultdict(list) for uid in kept
+    }
     looked_at: list[str] = []
     for owner, inventory in answers.items():
         if inventory is None:
@@ -50,6 +52,6 @@ def attribute(
         for resource in inventory.resources:
             on_purpose = kept.get(resource.uid)
             if on_purpose is not None and (resource.type, resource.id) not in on_purpose:
-                residue[resource.uid].append(resource)
+                residue[resource.uid][owner].append(resource)
     unreachable = [owner for owner, inventory in answers.items() if inventory is None]
     return {uid: Found(residue[uid], looked_at, unreachable) for uid in kept}

@@ -31,7 +31,7 @@ def made(*, removed: tuple[str, ...] = (), at: int = 20, verified: bool = True) 
         name="functions/a", uid="u", removed=[Resource(type=kind, id="1") for kind in removed]
     )
     receipt = reclaimed_receipt(ending, outcome, at * SECOND)
-    residue = () if verified else (Resource(type="mount", id="2", uid="u"),)
+    residue = {} if verified else {"deployer": [Resource(type="mount", id="2", uid="u")]}
     return with_findings(receipt, Found(residue, ["deployer: mounts (3)"]))
 
 
@@ -88,6 +88,7 @@ def test_what_stays_on_purpose_is_no_residue() -> None:
     }
     found = attribute(answers, [receipt])["u"]
     assert [r.type for r in found.residue] == ["socket"]
+    assert list(found.residue_by_owner) == ["deployer"]
     assert list(found.looked_at) == ["builder: dirs (1)"]
     assert list(found.unreachable) == ["other"]
     assert not found.clean
