@@ -405,7 +405,8 @@ def _grpc_routes(inputs: Inputs) -> list[Config]:
                 "prefix": "/mayfly.v1.",
                 "headers": [{"name": ":method", "string_match": {"exact": "OPTIONS"}}],
             },
-            "direct_response": {"status": 404},
+            # What CORS does not answer has no page.
+            "route": {"cluster": PAGES},
             "typed_per_filter_config": _cors(inputs),
         }
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,8 +86,11 @@ class Deployer(
         self.snapshot_chunk = 500
         self._server: Server | None = None
 
-    async def start(self) -> None:
+    async def start(self, also: Callable[[Any], None] | None = None) -> None:
+        """Serve; `also` may add services."""
         server = Server(self.address, SERVICES)
+        if also is not None:
+            server.add(lambda _, inner: also(inner), None)
         server.add(route_pb2_grpc.add_RouteServiceServicer_to_server, self)
         server.add(function_pb2_grpc.add_FunctionServiceServicer_to_server, self)
         server.add(build_pb2_grpc.add_BuildServiceServicer_to_server, self)
