@@ -6,16 +6,18 @@ import json
 import re
 import time
 import uuid
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote
 
 CONTRACT_VERSION = "1"
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BYTES: tuple[type[Any], ...] = (bytes, bytearray, memoryview)
 _FRAMING = ("content-length", "transfer-encoding", "connection", "keep-alive", "upgrade")
 
 
-class Event(Dict[str, Any]):
+class Event(dict[str, Any]):
     """A request, as a dict whose keys can also be read as attributes.
 
     method: upper case.       path: percent-decoded, without the function's prefix.
@@ -40,7 +42,7 @@ class Response:
     """A full answer: body as any value a handler may return, status and headers."""
 
     def __init__(
-        self, body: Any = b"", status: int = 200, headers: Optional[Dict[str, str]] = None
+        self, body: Any = b"", status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
         self.body = body
         self.status = status
@@ -72,15 +74,15 @@ Stream = Any  # an iterator or asynchronous iterator
 
 class Reply(NamedTuple):
     status: int
-    headers: List[Tuple[str, str]]
-    body: Union[bytes, Stream]
+    headers: list[tuple[str, str]]
+    body: bytes | Stream
     is_stream: bool
 
 
-def make_event(method: str, target: str, headers: Dict[str, str], body: bytes) -> Event:
+def make_event(method: str, target: str, headers: dict[str, str], body: bytes) -> Event:
     raw_path, _, raw_query = target.partition("?")
     pairs = parse_qsl(raw_query, keep_blank_values=True)
-    text: Union[str, bytes]
+    text: str | bytes
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -97,7 +99,7 @@ def make_event(method: str, target: str, headers: Dict[str, str], body: bytes) -
     )
 
 
-def request_id(headers: Dict[str, str]) -> str:
+def request_id(headers: dict[str, str]) -> str:
     return headers.get("x-request-id") or str(uuid.uuid4())
 
 
@@ -109,15 +111,16 @@ def encode_item(item: Any) -> bytes:
     """One item of a stream: bytes and text as they are, other values as a line of JSON."""
     if isinstance(item, str):
         return item.encode()
-    if isinstance(item, (bytes, bytearray, memoryview)):
+    if isinstance(item, _BYTES):
         return bytes(item)
     return _to_json(item) + b"\n"
 
 
 def make_reply(result: Any) -> Reply:
     """What a handler returned, as a response. Raises ResultRefused."""
-    status, extra = 200, {}
-    if isinstance(result, tuple) and _is_status_tuple(result):
+    status: Any = 200
+    extra: dict[Any, Any] = {}
+    if _is_status_tuple(result):
         status = result[1]
         extra = dict(result[2]) if len(result) == 3 and result[2] else {}
         result = result[0]
@@ -134,12 +137,15 @@ def make_reply(result: Any) -> Reply:
     return Reply(status, headers, body, stream)
 
 
-def _is_status_tuple(value: Tuple[Any, ...]) -> bool:
+def _is_status_tuple(value: Any) -> bool:
+    if type(value) is not tuple:
+        return False
+    parts = cast("tuple[Any, ...]", value)
     return (
-        len(value) in (2, 3)
-        and isinstance(value[1], int)
-        and not isinstance(value[1], bool)
-        and (len(value) == 2 or value[2] is None or hasattr(value[2], "items"))
+        len(parts) in (2, 3)
+        and isinstance(parts[1], int)
+        and not isinstance(parts[1], bool)
+        and (len(parts) == 2 or parts[2] is None or hasattr(parts[2], "items"))
     )
 
 
@@ -150,10 +156,10 @@ def _is_response(value: Any) -> bool:
     )
 
 
-def _encode_body(value: Any) -> Tuple[Any, str, bool]:
+def _encode_body(value: Any) -> tuple[Any, str, bool]:
     if isinstance(value, str):
         return value.encode(), "text/plain; charset=utf-8", False
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, _BYTES):
         return bytes(value), "application/octet-stream", False
     if is_async_stream(value) or hasattr(value, "__next__"):
         return value, "application/octet-stream", True
@@ -177,7 +183,7 @@ def _refuse_value(value: Any) -> Any:
     )
 
 
-def _checked_header(name: str, value: Any) -> Tuple[str, str]:
+def _checked_header(name: str, value: Any) -> tuple[str, str]:
     text = str(value)
     if not _HEADER_NAME.fullmatch(name) or any(c in text for c in "\r\n\0"):
         raise ResultRefused(f"{name!r} is no valid header")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http
 import socket
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 MAX_HEAD = 1 << 16
 _CHUNK = 1 << 18
 
-Headers = List[Tuple[str, str]]
+Headers = list[tuple[str, str]]
 
 
 class RequestRefused(Exception):
@@ -25,7 +25,7 @@ class Request(NamedTuple):
     method: str
     target: str
     version: str
-    headers: Dict[str, str]
+    headers: dict[str, str]
     """Lower-case names; repeated ones joined with a comma (RFC 9110, 5.3)."""
     keep_alive: bool
 
@@ -39,7 +39,7 @@ def parse_head(raw: bytes) -> Request:
     method, target, version = parts
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise RequestRefused(505, "HTTP/1.1 is spoken here")
-    headers: Dict[str, str] = {}
+    headers: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if not colon or not name or name != name.strip():
@@ -68,9 +68,9 @@ class Connection:
     def has_input(self) -> bool:
         return bool(self._buffer)
 
-    def read_request(self) -> Optional[Request]:
+    def read_request(self) -> Request | None:
         """The next head; None when the peer has no more. Raises RequestRefused, OSError."""
-        while self._buffer[:2] == b"\r\n":
+        while self._buffer.startswith(b"\r\n"):
             del self._buffer[:2]
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MAX_HEAD:

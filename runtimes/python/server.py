@@ -8,6 +8,7 @@ followers); threads are made when they are first needed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib.util
 import inspect
@@ -19,7 +20,8 @@ import socket
 import sys
 import threading
 import traceback
-from typing import Any, Callable, List, NamedTuple, Optional
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from . import contract, http1
 from .status import StatusPage
@@ -41,7 +43,7 @@ class Config(NamedTuple):
 class HandlerFailed(Exception):
     """The handler's module cannot be used."""
 
-    def __init__(self, reason: str, message: str, trace: List[str]) -> None:
+    def __init__(self, reason: str, message: str, trace: list[str]) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -68,7 +70,7 @@ def load_handler(entry: str) -> Callable[[Any, Any], Any]:
     return handler
 
 
-def user_traceback(error: BaseException) -> List[str]:
+def user_traceback(error: BaseException) -> list[str]:
     """The traceback without the frames of this server and of the import machinery."""
     own = os.path.dirname(os.path.abspath(__file__))
     trace = error.__traceback__
@@ -122,8 +124,8 @@ class Server:
         self._count = threading.Lock()
         self._threads = 1
         self._waiting = 0
-        self._workers: List[threading.Thread] = []
-        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._workers: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
@@ -193,7 +195,7 @@ class Server:
             finally:
                 _hang_up(accepted)
 
-    def _accept(self) -> Optional[socket.socket]:
+    def _accept(self) -> socket.socket | None:
         with self._count:
             self._waiting += 1
         try:
@@ -206,7 +208,7 @@ class Server:
             self._ensure_follower()
         return accepted
 
-    def _wait_for_connection(self) -> Optional[socket.socket]:
+    def _wait_for_connection(self) -> socket.socket | None:
         while True:
             if self._status.draining:
                 return None
@@ -293,7 +295,7 @@ class Server:
             reply = _internal_error(request_id)
             self._log(request_id, "the handler ran out of memory; this instance is replaced")
             self._drain("memory")
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - user code
             self._log(request_id, "the handler raised", *user_traceback(error))
             reply = _internal_error(request_id)
         finally:
@@ -372,7 +374,7 @@ class Server:
         except contract.ResultRefused as error:
             self._log(request_id, f"in the stream: {error}")
             return False
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - user code
             self._log(request_id, "the stream raised", *user_traceback(error))
             if isinstance(error, MemoryError):
                 self._drain("memory")
@@ -399,7 +401,7 @@ class Server:
                 self._await(stream.aclose())
             elif hasattr(stream, "close"):
                 stream.close()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - user code
             self._log(request_id, "closing the stream raised", *user_traceback(error))
 
     def _send_error(self, connection: http1.Connection, status: int, message: str) -> None:
@@ -418,10 +420,8 @@ class Server:
 
 def _hang_up(sock: socket.socket) -> None:
     """Close for the caller, even where a process that the handler forked still has it open."""
-    try:
+    with contextlib.suppress(OSError):  # the caller was first
         sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the caller was first
     sock.close()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from typing import List
 
 OPEN, ACCEPTED, CHANGED, DRAIN, SLOTS = 0, 1, 2, 3, 8
 
@@ -32,7 +31,7 @@ class StatusPage:
     def __init__(self, fd: int, concurrency: int) -> None:
         self._map = mmap.mmap(fd, page_size(concurrency))
         self._words = memoryview(self._map).cast("Q")
-        self._free: List[int] = list(range(SLOTS + concurrency - 1, SLOTS - 1, -1))
+        self._free: list[int] = list(range(SLOTS + concurrency - 1, SLOTS - 1, -1))
         self._lock = threading.Lock()
 
     def open(self) -> int:

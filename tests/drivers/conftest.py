@@ -169,11 +169,20 @@ def processes(data_dir: Path) -> list[base.Resource]:
     return residue.find_processes(residue.marker_of(data_dir))
 
 
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+    """Look until it is so; for what the kernel does by itself and tells nobody."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - the kernel sets no event
+            await asyncio.sleep(0.01)
+
+
 async def until_gone(data_dir: Path, seconds: float = 5.0) -> None:
     """The kernel ends a pid namespace a moment after its first process."""
-    async with asyncio.timeout(seconds):
-        while processes(data_dir):
-            await asyncio.sleep(0.01)
+
+    async def gone() -> bool:
+        return not processes(data_dir)
+
+    await eventually(gone, seconds)
 
 
 @pytest.fixture

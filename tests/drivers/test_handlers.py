@@ -174,11 +174,7 @@ async def test_logs_of_both_streams(world: World) -> None:
 
 
 async def test_endless_output_harms_nobody(world: World) -> None:
-    code = (
-        "def handler(e, c):\n"
-        "    while True:\n"
-        "        print('spam' * 20)\n"
-    )
+    code = "def handler(e, c):\n    while True:\n        print('spam' * 20)\n"
     address = await world.handler("a", code, timeout=2.5)
     other = await world.handler("b", HELLO)
     caller = asyncio.create_task(call(address))

@@ -71,7 +71,10 @@ def go_binary(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     }
     subprocess.run(
         [go, "build", "-trimpath", "-ldflags=-s", "-o", "out", "."],
-        cwd=directory, env=environment, check=True, timeout=110,
+        cwd=directory,
+        env=environment,
+        check=True,
+        timeout=110,
     )
     return (directory / "out").read_bytes()
 
@@ -79,7 +82,11 @@ def go_binary(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.needs_go
 async def test_go_handler(world: World, go_binary: bytes) -> None:
     workload = world.workload(
-        "a", {"function": go_binary}, kind="go_handler", interpreter=None, idle_stop=0.5,
+        "a",
+        {"function": go_binary},
+        kind="go_handler",
+        interpreter=None,
+        idle_stop=0.5,
         timeout=1.0,
     )
     address = await world.deploy(workload)
@@ -87,11 +94,17 @@ async def test_go_handler(world: World, go_binary: bytes) -> None:
         address, "/x?name=Ann", headers={"x-request-id": "r1", "User-Agent": "test"}
     )
     assert json.loads(answer.body) == {
-        "hi": "Ann", "function": "fn-a", "request": "r1", "method": "GET", "agent": "test",
+        "hi": "Ann",
+        "function": "fn-a",
+        "request": "r1",
+        "method": "GET",
+        "agent": "test",
         "pid": 1,
     }
     for path, logged in (
-        ("/error", "no luck"), ("/panic", "out of luck"), ("/notjson", "not JSON"),
+        ("/error", "no luck"),
+        ("/panic", "out of luck"),
+        ("/notjson", "not JSON"),
     ):
         answer = await call(address, path, headers={"x-request-id": "r2"})
         assert answer.status == 500
@@ -122,9 +135,20 @@ def fastapi_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )
     installed = subprocess.run(
-        [uv, "pip", "install", "-q", "--python", str(directory / "bin" / "python"),
-         "fastapi", "uvicorn[standard]"],
-        capture_output=True, text=True, timeout=100, check=False,
+        [
+            uv,
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            str(directory / "bin" / "python"),
+            "fastapi",
+            "uvicorn[standard]",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     if installed.returncode:
         pytest.skip(f"the package index cannot be used: {installed.stderr[-200:]}")
@@ -151,8 +175,12 @@ async def test_fastapi_with_uvloop(world: World, fastapi_environment: Path) -> N
     addresses: list[str] = []
     for uid in ("a", "b"):
         workload = world.workload(
-            uid, {"script.py": f"TEXT = {uid!r}\n{FASTAPI}"}, environment=fastapi_environment,
-            idle_stop=0.6, start_timeout=30.0, limits=base.Limits(256 << 20, 64, 256, 60),
+            uid,
+            {"script.py": f"TEXT = {uid!r}\n{FASTAPI}"},
+            environment=fastapi_environment,
+            idle_stop=0.6,
+            start_timeout=30.0,
+            limits=base.Limits(256 << 20, 64, 256, 60),
         )
         endpoint = await world.driver.reserve(uid, "script", None)
         addresses.append(endpoint.address)
@@ -173,7 +201,8 @@ async def test_handler_with_packages(world: World, fastapi_environment: Path) ->
         "    out = subprocess.run(['python', '-c', 'import fastapi; print(fastapi.__file__)'],\n"
         "                         capture_output=True, text=True)\n"
         "    tool = subprocess.run(['uvicorn', '--version'], capture_output=True, text=True)\n"
-        "    return [pydantic.__file__, sys.prefix, out.stdout + out.stderr, tool.stdout + tool.stderr]\n"
+        "    return [pydantic.__file__, sys.prefix, out.stdout + out.stderr,\n"
+        "            tool.stdout + tool.stderr]\n"
     )
     address = await world.handler("a", code, environment=fastapi_environment)
     file, prefix, other, tool = json.loads((await call(address)).body)

@@ -14,7 +14,7 @@ import pytest
 
 from services.deployer.drivers import base
 from services.deployer.drivers.process.driver import SupervisorUnavailable
-from tests.drivers.conftest import Start, World, call, processes, until_gone
+from tests.drivers.conftest import Start, World, call, eventually, processes, until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = "def handler(event, ctx):\n    return 'hello'\n"
@@ -55,9 +55,10 @@ def mounts() -> list[str]:
 
 
 async def until_unmapped(spaces: set[str]) -> None:
-    async with asyncio.timeout(5):
-        while all_pid_namespaces() & spaces:
-            await asyncio.sleep(0.01)
+    async def gone() -> bool:
+        return not all_pid_namespaces() & spaces
+
+    await eventually(gone)
 
 
 async def fill(world: World) -> dict[str, str]:
@@ -75,6 +76,11 @@ def supervisor_pid(data_dir: Path) -> int:
             if b"process.supervisor" in line and str(data_dir).encode() in line:
                 return int(name)
     raise AssertionError("no supervisor")
+
+
+async def is_running(world: World, uid: str) -> bool:
+    resources = await world.driver.list_resources()
+    return any(r.uid == uid and r.type == "process" for r in resources)
 
 
 async def test_supervisor_killed(world: World) -> None:
@@ -115,7 +121,8 @@ async def test_instance_killed(world: World) -> None:
     addresses = await fill(world)
     for uid in ("a", "b", "c"):
         instance = next(
-            r for r in await world.driver.list_resources()
+            r
+            for r in await world.driver.list_resources()
             if r.uid == uid and r.detail.startswith("instance")
         )
         os.kill(int(instance.id), signal.SIGKILL)
@@ -137,9 +144,11 @@ async def test_deployer_killed_leaves_nothing(data_dir: Path) -> None:
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: ASYNC220 - as short as any start of a process
         [sys.executable, "-c", code, str(data_dir)],
-        stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert child.stdout is not None
     try:
@@ -170,11 +179,7 @@ async def test_two_deployers_share_one_supervisor(start: Start) -> None:
 async def test_calls_in_flight_fail_when_the_supervisor_dies(world: World) -> None:
     workload = world.workload("a", {"handler.py": "import time\ntime.sleep(9)\n"})
     deploying = asyncio.create_task(world.deploy(workload))
-    await asyncio.sleep(0)
-    async with asyncio.timeout(5):
-        while not any(r.uid == "a" and r.type == "process"
-                      for r in await world.driver.list_resources()):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: is_running(world, "a"))
     os.kill(supervisor_pid(world.data_dir), signal.SIGKILL)
     with pytest.raises(SupervisorUnavailable):
         await deploying
@@ -183,10 +188,7 @@ async def test_calls_in_flight_fail_when_the_supervisor_dies(world: World) -> No
 async def test_removal_while_it_starts(world: World) -> None:
     workload = world.workload("a", {"handler.py": "import time\ntime.sleep(9)\n"})
     deploying = asyncio.create_task(world.deploy(workload))
-    async with asyncio.timeout(5):
-        while not any(r.uid == "a" and r.type == "process"
-                      for r in await world.driver.list_resources()):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: is_running(world, "a"))
     await world.driver.remove(["a"])
     with pytest.raises(base.DeployFailed):
         await deploying

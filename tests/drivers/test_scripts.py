@@ -88,11 +88,15 @@ async def test_address_comes_back(world: World) -> None:
 
 
 async def test_health_path(world: World) -> None:
-    code = server("ok").replace(
-        "self.send_response(200)",
-        "import time; self.send_response(200 if self.path != '/up' or "
-        "time.monotonic() - T > 0.4 else 500)",
-    ).replace("import os\n", "import os, time\nT = time.monotonic()\n", 1)
+    code = (
+        server("ok")
+        .replace(
+            "self.send_response(200)",
+            "import time; self.send_response(200 if self.path != '/up' or "
+            "time.monotonic() - T > 0.4 else 500)",
+        )
+        .replace("import os\n", "import os, time\nT = time.monotonic()\n", 1)
+    )
     workload = world.workload("a", {"script.py": code}, health="/up")
     endpoint = await world.driver.reserve("a", "script", None)
     deployed = await world.driver.deploy(workload)
@@ -184,9 +188,7 @@ async def test_gateway_counts_start_instances(world: World) -> None:
     code = server("x").replace("b'x'", "str(os.stat('/proc/self/ns/pid').st_ino).encode()")
     address = await world.script("a", code, concurrency=2, max_instances=2)
     await world.driver.touch("a", 4)
-    await world.until(
-        lambda: sum(isinstance(n, base.InstanceStarted) for n in world.told) == 2
-    )
+    await world.until(lambda: sum(isinstance(n, base.InstanceStarted) for n in world.told) == 2)
     await world.driver.touch("a", 40)
     assert (await call(address)).status == 200
     assert sum(isinstance(n, base.InstanceStarted) for n in world.told) == 2

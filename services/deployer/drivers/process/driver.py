@@ -81,12 +81,23 @@ class ProcessDriver:
         deadline = loop.time() + _START_SECONDS
         while True:
             try:
-                return await asyncio.open_unix_connection(self._socket, limit=protocol.MAX_LINE)
+                return await self._greeted()
             except (FileNotFoundError, ConnectionError) as error:
                 if loop.time() > deadline:
                     raise SupervisorUnavailable(f"{self._socket}: {error}") from error
             self._ensure_child()
             await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _greeted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a supervisor that serves. One that is dying still accepts."""
+        reader, writer = await asyncio.open_unix_connection(self._socket, limit=protocol.MAX_LINE)
+        try:
+            if not await reader.readline():
+                raise ConnectionResetError("it ended")
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
 
     def _ensure_child(self) -> None:
         """Start a supervisor; it ends by itself where another one has the lock."""
@@ -121,10 +132,9 @@ class ProcessDriver:
             self._writer.close()
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
-        if self._child is not None:
+        if self._child is not None and self._child.poll() is None:
             self._child.terminate()
-            while self._child.poll() is None:
-                await asyncio.sleep(_RETRY_SECONDS)
+            await ended(self._child)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -230,6 +240,20 @@ class ProcessDriver:
 
     async def remove_resource(self, resource: base.Resource) -> None:
         await self._call("remove_resource", resource=protocol.resource_to_json(resource))
+
+
+async def ended(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a child by its descriptor, without a thread."""
+    pidfd = os.pidfd_open(child.pid)
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_reader(pidfd, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    child.wait()
 
 
 def _own_interpreter() -> str:

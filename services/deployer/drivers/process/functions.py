@@ -114,9 +114,7 @@ class Function:
             instance.kill("removed")
             raise DeployFailed("INSTANCE_START_FAILED", "the function was removed", "deploy anew")
         seconds = time.monotonic() - started
-        self._host.notify(
-            base.InstanceStarted(self.uid, instance.name, workload.revision, seconds)
-        )
+        self._host.notify(base.InstanceStarted(self.uid, instance.name, workload.revision, seconds))
         if self._idle_said:
             self._idle_said = False
             self._host.notify(base.BecameActive(self.uid))
@@ -408,7 +406,9 @@ class Function:
         was_ready = instance.ready.done() and not instance.ready.cancelled()
         if was_ready and not instance.ready.exception():
             if reason == "exited":
-                self._log_platform(instance.name, f"it ended by itself: {scaling.describe_exit(code)}")
+                self._log_platform(
+                    instance.name, f"it ended by itself: {scaling.describe_exit(code)}"
+                )
             self._host.notify(base.InstanceStopped(self.uid, instance.name, reason, code))
         if self.removed or self.workload is None:
             return

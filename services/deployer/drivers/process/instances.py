@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from runtimes.python import status as page
 from services.deployer.drivers.base import DeployFailed, Workload
@@ -175,14 +175,10 @@ class Instance:
             self._loop.remove_reader(self._control)
             return
         try:
-            message = json.loads(data)
-            if not isinstance(message, dict):
-                raise ValueError("no object")
+            message = _as_object(json.loads(data))
         except ValueError:
             # User code shares this descriptor; what it may break is only its own instance.
-            for fd in fds:
-                os.close(fd)
-            return
+            message = {}
         self._take(message, fds)
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -190,8 +186,8 @@ class Instance:
             self._serve_calls(fds.pop(0))
         elif "ready" in message:
             self._become_ready()
-        elif "failed" in message and isinstance(message["failed"], dict):
-            self._failure = _failure(message["failed"])
+        elif "failed" in message:
+            self._failure = _failure(_as_object(message["failed"]))
         elif "draining" in message:
             self._hooks.draining(self, str(message["draining"])[:100])
         for fd in fds:
@@ -341,6 +337,11 @@ class Instance:
             return False
 
 
+def _as_object(value: object) -> dict[str, Any]:
+    """A JSON object; anything else is an empty one."""
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
 def _failure(values: dict[str, Any]) -> DeployFailed:
     reason = str(values.get("reason", "INSTANCE_START_FAILED"))
     fixes = {
@@ -349,8 +350,8 @@ def _failure(values: dict[str, Any]) -> DeployFailed:
     }
     if reason not in (*fixes, "INSTANCE_START_FAILED"):
         reason = "INSTANCE_START_FAILED"
-    trace = values.get("trace")
-    lines = [str(line) for line in trace] if isinstance(trace, list) else []
+    trace: object = values.get("trace")
+    lines = [str(line) for line in cast(list[object], trace)] if isinstance(trace, list) else []
     fix = fixes.get(reason, "see the platform's logs; the limits may be too small")
     return DeployFailed(reason, str(values.get("message", ""))[:2000], fix, lines[:50])
 

@@ -37,8 +37,10 @@ class LineSplitter:
 def _decode(line: bytes) -> list[str]:
     line = line.rstrip(b"\r")
     pieces = [line[i : i + MAX_LINE_BYTES] for i in range(0, len(line), MAX_LINE_BYTES)] or [b""]
-    return [piece.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-            for piece in pieces]
+    return [
+        piece.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        for piece in pieces
+    ]
 
 
 class Budget:

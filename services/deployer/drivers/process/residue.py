@@ -112,9 +112,8 @@ def remove(resource: Resource, data_dir: Path, sockets: Path) -> None:
         path = Path(resource.id.removeprefix("unix:"))
         if path.parent == sockets:
             path.unlink(missing_ok=True)
-    elif resource.type == "mount":
-        if Path(resource.id).is_relative_to(data_dir / "process"):
-            kernel.umount(resource.id)
+    elif resource.type == "mount" and Path(resource.id).is_relative_to(data_dir / "process"):
+        kernel.umount(resource.id)
 
 
 def _kill(resource: Resource, marker: str) -> None:

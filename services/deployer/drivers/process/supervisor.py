@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -121,11 +122,15 @@ class Supervisor:
         )
         path.chmod(0o600)
         self._background(self._zygote(self._settings.interpreter))
-        watch = asyncio.create_task(self._watch_memory())
+        watches = [
+            asyncio.create_task(self._watch_memory()),
+            asyncio.create_task(self._watch_zygotes()),
+        ]
         try:
             await stop.wait()
         finally:
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
             server.close()
             path.unlink(missing_ok=True)
             for future in self._zygotes.values():
@@ -153,6 +158,7 @@ class Supervisor:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         client = Client(writer)
+        client.send({"supervisor": os.getpid()})
         self._clients.append(client)
         waiting, self._waiting = self._waiting, []
         for notification in waiting:
@@ -233,9 +239,7 @@ class Supervisor:
             "seconds": deployed.seconds,
         }
 
-    async def restore(
-        self, workloads: list[protocol.Message], endpoints: dict[str, str]
-    ) -> None:
+    async def restore(self, workloads: list[protocol.Message], endpoints: dict[str, str]) -> None:
         for values in workloads:
             workload = protocol.workload_from_json(values)
             await self.reserve(workload.uid, workload.kind, endpoints.get(workload.uid))
@@ -356,9 +360,7 @@ class Supervisor:
         return await asyncio.shield(started)
 
     def _is_usable(self, future: asyncio.Future[Zygote]) -> bool:
-        return (
-            not future.cancelled() and future.exception() is None and future.result().alive
-        )
+        return not future.cancelled() and future.exception() is None and future.result().alive
 
     def _on_exited(self, name: str, code: int) -> None:
         instance = self._instances.get(name)
@@ -386,6 +388,33 @@ class Supervisor:
                         )
                     )
                     instance.kill("memory")
+
+    async def _watch_zygotes(self) -> None:
+        """End those whose interpreter no function has used for a while, but for the default."""
+        unused: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(_ZYGOTE_IDLE / 10)
+            now = time.monotonic()
+            wanted = {
+                find_interpreter(function.workload, self._settings.interpreter)
+                for function in self._functions.values()
+                if function.workload is not None
+            }
+            for interpreter in [*self._zygotes]:
+                future = self._zygotes[interpreter]
+                if interpreter in wanted or interpreter == self._settings.interpreter:
+                    unused.pop(interpreter, None)
+                elif not future.done():
+                    continue
+                elif not self._is_usable(future):
+                    del self._zygotes[interpreter]
+                elif (
+                    now - unused.setdefault(interpreter, now) >= _ZYGOTE_IDLE
+                    and future.result().instances == 0
+                ):
+                    del self._zygotes[interpreter]
+                    future.result().close()
+                    unused.pop(interpreter)
 
     def established(self, port: int) -> int:
         now = time.monotonic()
@@ -418,6 +447,12 @@ def enter_namespaces() -> bool:
     return uid == 0
 
 
+def raise_file_limit() -> None:
+    """Every function has a listening socket here, every instance about six descriptors."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def take_lock(data_dir: Path) -> int | None:
     """A descriptor that holds the lock while it is open; None when another has it."""
     home = data_dir / "process"
@@ -448,6 +483,7 @@ def main(arguments: list[str]) -> int:
     lock = take_lock(Path(settings.data_dir))
     if lock is None:
         return EXIT_LOCKED
+    raise_file_limit()
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     is_root = enter_namespaces()
     if settings.parent:

@@ -104,7 +104,7 @@ class Zygote:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         zygote = cls(interpreter, here, exited, lost)
         with there:
-            launcher = subprocess.Popen(
+            launcher = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec, a millisecond
                 [
                     sys.executable,
                     *("-I", "-S", "-B", "-c", _LAUNCH),

@@ -16,11 +16,11 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, NoReturn
 
 from . import kernel, rootfs
 
-Spec = Dict[str, Any]
+Spec = dict[str, Any]
 
 # The descriptors that follow a spawn request, in this order; the environment is optional.
 LISTENER, CONTROL, STDOUT, STDERR, STATUS, FUNCTION_TREE, ENVIRONMENT_TREE = range(7)
@@ -44,7 +44,7 @@ def prepare(scratch_bytes: int) -> None:
     rootfs.mount_proc("/proc")
 
 
-def become(spec: Spec, fds: List[int], program: bytes) -> NoReturn:
+def become(spec: Spec, fds: list[int], program: bytes) -> NoReturn:
     """Run one function in this process. `program` is the system call filter."""
     control = socket.socket(fileno=fds[CONTROL])
     try:
@@ -56,7 +56,7 @@ def become(spec: Spec, fds: List[int], program: bytes) -> NoReturn:
             code = _run_script(spec)
         else:
             _run_binary(spec)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - told to the supervisor
         _report(control, error)
         code = 70  # EX_SOFTWARE
     finally:
@@ -84,7 +84,7 @@ def _report(control: socket.socket, error: BaseException) -> None:
         os.write(2, json.dumps(failure).encode() + b"\n")
 
 
-def _confine(spec: Spec, fds: List[int], control: socket.socket, program: bytes) -> None:
+def _confine(spec: Spec, fds: list[int], control: socket.socket, program: bytes) -> None:
     kernel.sethostname(spec["hostname"])
     if spec["scratch_bytes"] is not None:
         rootfs.resize_scratch("/tmp", spec["scratch_bytes"])
@@ -108,7 +108,7 @@ def _confine(spec: Spec, fds: List[int], control: socket.socket, program: bytes)
     os.environ.update(spec["env"])
 
 
-def _settle(fds: List[int], control: socket.socket) -> socket.socket:
+def _settle(fds: list[int], control: socket.socket) -> socket.socket:
     """Move what is kept to its place and close everything else; the control socket anew."""
     keep = {LISTEN_FD: fds[LISTENER], CONTROL_FD: control.detach(), STATUS_FD: fds[STATUS]}
     above = {target: fcntl.fcntl(fd, fcntl.F_DUPFD, STATUS_FD + 1) for target, fd in keep.items()}
@@ -137,7 +137,7 @@ def _limit(spec: Spec) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _give_up_rights(identity: Optional[int]) -> None:
+def _give_up_rights(identity: int | None) -> None:
     """Become user `identity`, or, where there is only one user, nobody in a namespace."""
     if identity is not None:
         for fd in (1, 2):

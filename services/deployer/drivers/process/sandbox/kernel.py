@@ -212,9 +212,7 @@ def install_filter(program: bytes) -> int:
     number = _arch(SYS_SECCOMP, "seccomp")
     flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
     try:
-        return _call(
-            number, "seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog)
-        )
+        return _call(number, "seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog))
     except OSError as error:
         if error.errno != 22:  # WAIT_KILLABLE_RECV exists from Linux 5.19
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import List
 
 from .kernel import (
     MNT_DETACH,
@@ -57,7 +56,7 @@ _PASSWD = "root:x:0:0:root:/:/bin/false\nfunction:x:{uid}:{uid}:function:/tmp/ho
 _GROUP = "root:x:0:\nfunction:x:{uid}:\n"
 
 
-def _covered(path: str, trees: List[str]) -> bool:
+def _covered(path: str, trees: list[str]) -> bool:
     return any(path == tree or path.startswith(tree + "/") for tree in trees)
 
 
@@ -66,7 +65,7 @@ class RootBuilder:
 
     def __init__(self, at: str) -> None:
         self._at = at
-        self._trees: List[str] = []
+        self._trees: list[str] = []
         mount("tmpfs", at, "tmpfs", MS_NOSUID, "mode=0755,size=1m")
 
     def _inside(self, path: str) -> str:

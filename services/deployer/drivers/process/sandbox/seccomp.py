@@ -11,7 +11,6 @@ cost nothing.
 from __future__ import annotations
 
 import struct
-from typing import Dict, List, Tuple
 
 _LD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW = 0x7FFF0000
@@ -28,7 +27,7 @@ _NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
 _MSG_FASTOPEN = 0x20000000
 
 # name: (x86_64, aarch64); -1 where the architecture has no such call
-_NUMBERS: Dict[str, Tuple[int, int]] = {
+_NUMBERS: dict[str, tuple[int, int]] = {
     "socket": (41, 198),
     "connect": (42, 203),
     "sendto": (44, 206),
@@ -86,7 +85,7 @@ _ASKED = ("bind", "listen", "connect")
 _ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
 _CHECKED = ("socket", "sendto", "sendmsg", "sendmmsg", "shutdown", "clone")
 
-_Insn = Tuple[int, int, int, int]
+_Insn = tuple[int, int, int, int]
 
 
 def _arg(index: int, high: bool = False) -> _Insn:
@@ -97,7 +96,7 @@ def _ret(action: int) -> _Insn:
     return (_RET, 0, 0, action)
 
 
-def _checks() -> Dict[str, List[_Insn]]:
+def _checks() -> dict[str, list[_Insn]]:
     """What is decided by arguments; every block ends in a return on every path."""
     deny = _ret(_ERRNO | _EPERM)
     no_fastopen = _ret(_ERRNO | _EOPNOTSUPP)
@@ -143,13 +142,13 @@ def _checks() -> Dict[str, List[_Insn]]:
     }
 
 
-def _search(numbers: List[int], blocks: Dict[int, List[_Insn]]) -> List[_Insn]:
+def _search(numbers: list[int], blocks: dict[int, list[_Insn]]) -> list[_Insn]:
     """Binary search for the accumulator among `numbers`; every path returns.
 
     The kernel runs the program once for each call when it is installed, so length is time.
     """
     if len(numbers) <= 2:
-        found: List[_Insn] = []
+        found: list[_Insn] = []
         for number in numbers:
             block = blocks[number]
             found += [(_JEQ, 0, len(block), number), *block]
@@ -169,7 +168,7 @@ def build_filter(machine: str) -> bytes:
     column = ("x86_64", "aarch64").index(machine) if machine in _AUDIT_ARCH else -1
     if column < 0:
         raise KeyError(machine)
-    program: List[_Insn] = [
+    program: list[_Insn] = [
         (_LD, 0, 0, 4),
         (_JEQ, 1, 0, _AUDIT_ARCH[machine]),
         _ret(_KILL),
@@ -178,7 +177,7 @@ def build_filter(machine: str) -> bytes:
     if machine == "x86_64":
         program += [(_JGE, 0, 1, _X32_BIT), _ret(_KILL)]
     checks = _checks()
-    blocks: Dict[int, List[_Insn]] = {}
+    blocks: dict[int, list[_Insn]] = {}
     for name, numbers in _NUMBERS.items():
         number = numbers[column]
         if number < 0:
@@ -195,7 +194,7 @@ def build_filter(machine: str) -> bytes:
     return b"".join(struct.pack("HBBI", *insn) for insn in program)
 
 
-def asked_calls(machine: str) -> Dict[int, str]:
+def asked_calls(machine: str) -> dict[int, str]:
     """The numbers of the calls that the supervisor is asked about, with their names."""
     column = ("x86_64", "aarch64").index(machine)
     return {_NUMBERS[name][column]: name for name in (*_ASKED, "sendto", "shutdown")}

@@ -20,21 +20,80 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import instance, kernel
 from .seccomp import build_filter
 
 # Imported once, shared by every instance. What a handler commonly needs and costs time.
-_PRELOADED = (
-    "abc asyncio base64 bisect calendar collections.abc concurrent.futures contextlib contextvars "
-    "copy csv dataclasses datetime decimal email.message email.utils enum fractions functools "
-    "hashlib heapq hmac html http.client importlib.util inspect io itertools json logging "
-    "math mimetypes operator pathlib pickle queue random re secrets select selectors shutil "
-    "signal site socket ssl statistics string struct subprocess tempfile textwrap threading time "
-    "traceback types typing unicodedata urllib.error urllib.parse urllib.request uuid weakref "
-    "zlib zoneinfo encodings.idna"
-).split()
+_PRELOADED = [
+    "abc",
+    "asyncio",
+    "base64",
+    "bisect",
+    "calendar",
+    "collections.abc",
+    "concurrent.futures",
+    "contextlib",
+    "contextvars",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "email.message",
+    "email.utils",
+    "enum",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "html",
+    "http.client",
+    "importlib.util",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "logging",
+    "math",
+    "mimetypes",
+    "operator",
+    "pathlib",
+    "pickle",
+    "queue",
+    "random",
+    "re",
+    "secrets",
+    "select",
+    "selectors",
+    "shutil",
+    "signal",
+    "site",
+    "socket",
+    "ssl",
+    "statistics",
+    "string",
+    "struct",
+    "subprocess",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "time",
+    "traceback",
+    "types",
+    "typing",
+    "unicodedata",
+    "urllib.error",
+    "urllib.parse",
+    "urllib.request",
+    "uuid",
+    "weakref",
+    "zlib",
+    "zoneinfo",
+    "encodings.idna",
+]
 
 _MAX_MESSAGE = 1 << 18
 _MAX_FDS = 16
@@ -45,7 +104,7 @@ _SPARE_DELAY_MS = 15
 _MAX_SPARES_LOST = 5
 
 
-def receive(channel: socket.socket) -> Tuple[bytes, List[int]]:
+def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors; empty when the other end is gone."""
     fds = array.array("i")
     data, ancillary, _flags, _address = channel.recvmsg(
@@ -57,7 +116,7 @@ def receive(channel: socket.socket) -> Tuple[bytes, List[int]]:
     return data, list(fds)
 
 
-def send(channel: socket.socket, message: Dict[str, Any], fds: List[int]) -> None:
+def send(channel: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
     data = json.dumps(message).encode()
     if not fds:
         channel.send(data)
@@ -78,11 +137,11 @@ class Zygote:
         self._channel = channel
         self._marker = marker
         self._scratch_bytes = scratch_bytes
-        self._children: Dict[int, str] = {}
+        self._children: dict[int, str] = {}
         self._program = build_filter(kernel.MACHINE)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._title = _Title()
-        self._spare: Optional[_Spare] = None
+        self._spare: _Spare | None = None
         self._spares_lost = 0
 
     def serve(self) -> None:
@@ -126,7 +185,7 @@ class Zygote:
             self._spawn(message["spec"]["instance"], data, fds)
         return True
 
-    def _spawn(self, name: str, data: bytes, fds: List[int]) -> None:
+    def _spawn(self, name: str, data: bytes, fds: list[int]) -> None:
         try:
             spare, self._spare = self._spare, None
             if spare is None or not _forward(spare, data, fds):
@@ -210,7 +269,7 @@ class Zygote:
                 self._spares_lost += 1
 
 
-def _forward(spare: _Spare, data: bytes, fds: List[int]) -> bool:
+def _forward(spare: _Spare, data: bytes, fds: list[int]) -> bool:
     """Hand a spawn request to a waiting child; False when it has ended."""
     rights = array.array("i", fds).tobytes()
     try:
@@ -236,7 +295,7 @@ class _Title:
         kernel.copy_memory(self._start, raw.ljust(self._room, b"\0"))
 
 
-def main(arguments: List[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Arguments: the socket's descriptor, the data directory's marker, the size of a /tmp."""
     channel = socket.socket(fileno=int(arguments[0]))
     for name in (*_PRELOADED, "_mayfly_python.rehearsal"):
