@@ -14,15 +14,13 @@ from mayfly.v1.route_pb2_grpc import add_RouteServiceServicer_to_server
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
-from opentelemetry.trace import Tracer
 
 from libs.rpc.channel import connect
 from libs.rpc.process import StartError
 from libs.rpc.server import AddressInUse, Server
 from libs.store import Store
 from libs.store.migrate import upgrade
-from libs.telemetry import metrics, setup
-from services.deployer import replicas
+from libs.telemetry import Telemetry, metrics, setup
 from services.deployer.activity import Activity
 from services.deployer.builds import Builds
 from services.deployer.catalog import Catalog
@@ -37,6 +35,7 @@ from services.deployer.metrics import DeployerCollector, register
 from services.deployer.notifications import Instances, Restoration, follow, until_done
 from services.deployer.reclaimer import ReclaimerService, Reclamation
 from services.deployer.reconciler import Reconciler, Terms
+from services.deployer.replicas import Replicas
 from services.deployer.routes import Gateways, RouteService
 from services.deployer.rows import FunctionRow
 from services.deployer.service import FunctionService, Rules
@@ -57,6 +56,7 @@ SERVICES = (
 )
 _GRACE_SECONDS = 2.0
 _DRAIN_SECONDS = 3.0
+_FLUSH_MILLISECONDS = 1000
 _POOL = 16
 
 
@@ -80,7 +80,7 @@ async def serve(
             settings.database_url, SCHEMA, HERE / "queries.sql", min_size=2, max_size=_POOL
         )
         stack.push_async_callback(store.close)
-        deployer = Deployer(settings, store, driver or _process_driver(settings), telemetry.tracer)
+        deployer = Deployer(settings, store, driver or _process_driver(settings), telemetry)
         stack.callback(_serve_metrics(settings, deployer))
         await stack.enter_async_context(deployer.running(ready))
         await stop.wait()
@@ -90,7 +90,11 @@ async def serve(
 class Deployer:
     """The parts of one deployer, wired."""
 
-    def __init__(self, settings: Settings, store: Store, driver: Driver, tracer: Tracer) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, driver: Driver, telemetry: Telemetry
+    ) -> None:
+        tracer = telemetry.tracer
+        self._provider = telemetry.provider
         replica = settings.replica_name
         viewpoint = Viewpoint(settings.url, _defaults(settings))
         self.settings = settings
@@ -100,7 +104,7 @@ class Deployer:
         self.gateways = Gateways()
         self.catalog = Catalog(viewpoint.defaults)
         self.journal = Journal(store, replica, self.take_rows)
-        self.channel = connect(settings.builder_address)
+        self.channel = connect(settings.builder_address, telemetry.provider)
         self.instances = Instances(self.journal)
         self._store = store
         builds = Builds(self.channel)
@@ -112,7 +116,7 @@ class Deployer:
 
         tools = Tools(
             store, self.journal, self.catalog, driver, builds, tracer, viewpoint,
-            self.gateways.all_taken,
+            self._routes_taken,
         )  # fmt: skip
         terms = Terms(settings.target, replica, settings.claim, settings.concurrent_steps)
         self.reconciler = Reconciler(store, self.catalog, tools, terms)
@@ -122,7 +126,10 @@ class Deployer:
         )  # fmt: skip
         self.activity = Activity(store, driver, replica, self.take_rows)
         self._reserved = tools.reserved
-        self._following = (store, replica, lookup, self.restoration, self.wakeups)
+        self.replicas = Replicas(
+            store, replica, lookup, self.restoration, self.wakeups, self.take_rows,
+            self.reconciler.look, self.journal.drained, self.gateways.all_taken,
+        )  # fmt: skip
         traces = Traces(store)
         self.sink = TraceSink(traces)
         rules = Rules(
@@ -131,14 +138,19 @@ class Deployer:
         )  # fmt: skip
         self.functions = FunctionService(
             store, self.catalog, lookup, builds, self.wakeups, traces, tracer, viewpoint, rules,
-            self.reconciler.adopt, self.reconciler.look, self.gateways.all_taken,
+            self.reconciler.adopt, self.reconciler.look, self._routes_taken,
         )  # fmt: skip
         self.routes = RouteService(
-            self.catalog, self.gateways, lookup, self.restored, self.activity.report
+            self.catalog,
+            self.gateways,
+            lookup,
+            self.restored,
+            self.activity.report,
+            self.replicas.announce_gateway,
         )
         reclamation = Reclamation(
-            store, self.catalog, lookup, driver, builds, self.gateways, tracer, replica,
-            idle_floor, self.take_rows,
+            store, self.catalog, lookup, driver, builds, tracer, replica, idle_floor,
+            self.take_rows, self._routes_taken,
         )  # fmt: skip
         self.reclaimer = ReclaimerService(
             store, self.catalog, driver, self.gateways, reclamation, self.restored
@@ -152,7 +164,7 @@ class Deployer:
     @asynccontextmanager
     async def running(self, ready: Callable[[str], None] | None) -> AsyncIterator[None]:
         """Serve, with all functions restored; at the end let go of everything in order."""
-        server = Server(self.settings.deployer_listen, SERVICES)
+        server = Server(self.settings.deployer_listen, SERVICES, tracer_provider=self._provider)
         server.add(add_FunctionServiceServicer_to_server, self.functions)
         server.add(add_RouteServiceServicer_to_server, self.routes)
         server.add(add_ReclaimerServiceServicer_to_server, self.reclaimer)
@@ -174,7 +186,7 @@ class Deployer:
         ]  # fmt: skip
         try:
             await until_done(self.restoration.restore, "restore")
-            tasks.append(asyncio.create_task(self._follow_replicas(), name="replicas"))
+            tasks.append(asyncio.create_task(self.replicas.follow(), name="replicas"))
             tasks.append(asyncio.create_task(self.reconciler.run(), name="reconciler"))
             for task in tasks:
                 task.add_done_callback(_report_end)
@@ -186,11 +198,16 @@ class Deployer:
                 ready(address)
             yield
         finally:
+            await server.health.set_all(False)
+            self.wakeups.close()
+            self.catalog.close()
+            # While the sink still serves: it is what most spans go to.
+            await asyncio.to_thread(self._provider.force_flush, _FLUSH_MILLISECONDS)
             await server.stop(_GRACE_SECONDS)
             await self._finish(tasks)
 
-    async def _follow_replicas(self) -> None:
-        await replicas.follow(*self._following, self.take_rows, self.reconciler.look)
+    async def _routes_taken(self) -> str:
+        return await self.replicas.routes_taken()
 
     async def _restore_again(self) -> None:
         self._reserved.clear()

@@ -102,22 +102,25 @@ class Builds:
             expire_time=timestamp(order.expire_time),
             wait=_SHORT_WAIT,
         )
+        begin = utcnow()
         try:
             answer = await self._stub.CreateBuild(request, timeout=_CALL_SECONDS)
             build: Build = answer.build
             if build.state in (Build.STATE_SUCCEEDED, Build.STATE_FAILED):
                 for step in build.steps:
-                    tell(_step_events(step, started=True))
+                    tell(_step_events(step, begin, started=True))
                 if build.state == Build.STATE_FAILED:
                     tell([log_event(LogEvent.ORIGIN_BUILD, t) for t in build.failure.log_tail])
                 return build
-            return await self._watch(build.name, tell)
+            return await self._watch(build.name, begin, tell)
         except grpc.aio.AioRpcError as error:
             if error.code() in _TRANSIENT:
                 raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
             return _refused(error)
 
-    async def _watch(self, name: str, tell: Callable[[Sequence[Event]], None]) -> Build:
+    async def _watch(
+        self, name: str, begin: datetime, tell: Callable[[Sequence[Event]], None]
+    ) -> Build:
         after = 0
         tries = 0
         while True:
@@ -135,7 +138,9 @@ class Builds:
                     elif kind == "step":
                         tell(
                             _step_events(
-                                message.step, started=not message.step.HasField("duration")
+                                message.step,
+                                begin,
+                                started=not message.step.HasField("duration"),
                             )
                         )
                 raise BuilderUnavailable(f"the stream of {name} ended before the build did")
@@ -172,16 +177,23 @@ class Builds:
                 raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
 
 
-def _step_events(step: BuildStep, *, started: bool) -> list[Event]:
-    """The start of a step (where it is news) and, once it has a duration, its end."""
-    begin = step.start_time.ToDatetime(tzinfo=utcnow().tzinfo)
+def _step_events(step: BuildStep, asked: datetime, *, started: bool) -> list[Event]:
+    """The start of a step (where it is news) and, once it has a duration, its end.
+
+    Steps of a build that was there before `asked` are told as of then.
+    """
+    begin = max(asked, step.start_time.ToDatetime(tzinfo=asked.tzinfo))
     events = [stage_event(step.stage, StageEvent.PROGRESS_STARTED, time=begin)] if started else []
     if step.HasField("duration"):
         duration: timedelta = step.duration.ToTimedelta()
         progress = StageEvent.PROGRESS_FAILED if step.failed else StageEvent.PROGRESS_FINISHED
         events.append(
             stage_event(
-                step.stage, progress, duration=duration, detail=step.detail, time=begin + duration
+                step.stage,
+                progress,
+                duration=duration,
+                detail=step.detail,
+                time=min(begin + duration, utcnow()),
             )
         )
     return events

@@ -71,6 +71,8 @@ class Catalog:
 
     def __init__(self, defaults: Defaults) -> None:
         self.entries: dict[str, Entry] = {}
+        self.closed = False
+        """Followers end their streams."""
         self.live: dict[str, str] = {}
         """The uid of each id that is in use."""
         self._defaults = defaults
@@ -94,6 +96,12 @@ class Catalog:
         feed = Feed()
         self._deadline_feeds.add(feed)
         return feed
+
+    def close(self) -> None:
+        """Have all followers end: this replica stops."""
+        self.closed = True
+        for feed in self._route_feeds | self._deadline_feeds:
+            feed.changed.set()
 
     def unfollow(self, feed: Feed) -> None:
         """End a feed."""

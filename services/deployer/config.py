@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from libs.rpc.addresses import host_and_port
 
 MIB = 1024 * 1024
+_LENGTH = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def _length(value: object) -> object:
+    """Read "24h", "1h30m", "90s" or a number of seconds."""
+    if not isinstance(value, str):
+        return value
+    match = _LENGTH.fullmatch(value.strip())
+    if match is None or not any(match.groups()):
+        return value  # ISO 8601, which pydantic reads, or an error that it words
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+Length = Annotated[timedelta, BeforeValidator(_length)]
 
 
 class Settings(BaseSettings):
@@ -47,13 +63,13 @@ class Settings(BaseSettings):
     """This replica's name, the same after a restart: it takes its own claims up again at once.
     Empty: the host's name and the address it listens on."""
 
-    default_ttl: timedelta = Field(timedelta(minutes=10), gt=timedelta(0))
+    default_ttl: Length = Field(timedelta(minutes=10), gt=timedelta(0))
     """The lease of a function that asks for none: long enough to try something."""
-    max_ttl: timedelta = Field(timedelta(hours=24), gt=timedelta(0))
+    max_ttl: Length = Field(timedelta(hours=24), gt=timedelta(0))
     """The longest lease. Ephemeral means that somebody has to renew it once a day."""
-    default_timeout: timedelta = Field(timedelta(seconds=60), gt=timedelta(0))
+    default_timeout: Length = Field(timedelta(seconds=60), gt=timedelta(0))
     """How long a request may take until its response starts, where the function does not say."""
-    max_timeout: timedelta = Field(timedelta(hours=1), gt=timedelta(0))
+    max_timeout: Length = Field(timedelta(hours=1), gt=timedelta(0))
     """The longest such time."""
     max_source_bytes: int = Field(10 * MIB, gt=0)
     """Bytes of one source; larger ones belong into an archive's requirements or an image."""
@@ -82,16 +98,16 @@ class Settings(BaseSettings):
     """Requests that one instance serves at a time, where the function does not say."""
     default_max_instances: int = Field(4, gt=0)
     """Instances at most, where the function does not say."""
-    start_timeout: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
+    start_timeout: Length = Field(timedelta(seconds=30), gt=timedelta(0))
     """How long a script may take until it listens."""
-    idle_stop: timedelta = Field(timedelta(seconds=60), gt=timedelta(0))
+    idle_stop: Length = Field(timedelta(seconds=60), gt=timedelta(0))
     """How long an unused instance stays; longer than the gateway keeps unused connections."""
 
-    tombstone_retention: timedelta = Field(timedelta(hours=24), ge=timedelta(0))
+    tombstone_retention: Length = Field(timedelta(hours=24), ge=timedelta(0))
     """How long events, last logs and the trace of an ended function can be read."""
-    claim: timedelta = Field(timedelta(seconds=15), gt=timedelta(0))
+    claim: Length = Field(timedelta(seconds=15), gt=timedelta(0))
     """How long a replica may be silent before others take over what it works on."""
-    idle_grace: timedelta = Field(timedelta(seconds=3), ge=timedelta(0))
+    idle_grace: Length = Field(timedelta(seconds=3), ge=timedelta(0))
     """After a start nothing ends for being idle until gateways had this time to report."""
     concurrent_steps: int = Field(64, gt=0)
     """Functions that are built or deployed at the same time by this replica."""

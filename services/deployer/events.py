@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mayfly.v1.error_pb2 import ErrorReason
 from mayfly.v1.function_pb2 import (
     EndReason,
     FunctionEvent,
@@ -19,6 +21,7 @@ from mayfly.v1.function_pb2 import (
 )
 from mayfly.v1.source_pb2 import Failure, Stage
 
+from libs.rpc.errors import MayflyError
 from libs.store import Store
 from services.deployer.rows import ENDED, RUNNABLE
 from services.deployer.view import timestamp
@@ -136,7 +139,7 @@ async def watch(
                 continue
             if last["state"] == State.STATE_RECLAIMED or (until_settled and is_settled(last)):
                 return
-            await wakeups.wait(changed, LOOK_AGAIN_SECONDS)
+            await _until_news(wakeups, changed)
 
 
 async def tail_logs(
@@ -162,7 +165,17 @@ async def tail_logs(
                 continue
             if not follow or records[-1]["state"] == State.STATE_RECLAIMED:
                 return
-            await wakeups.wait(changed, LOOK_AGAIN_SECONDS)
+            await _until_news(wakeups, changed)
+
+
+async def _until_news(wakeups: Wakeups, changed: asyncio.Event) -> None:
+    await wakeups.wait(changed, LOOK_AGAIN_SECONDS)
+    if wakeups.closed:
+        raise MayflyError(
+            ErrorReason.ERROR_REASON_UNAVAILABLE,
+            "this deployer stops",
+            fix="call again; a watch goes on after the last sequence seen",
+        )
 
 
 async def _page(store: Store, query: str, uid: str, after: int) -> list[Any]:

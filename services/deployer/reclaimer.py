@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -65,18 +65,18 @@ class Reclamation:
         lookup: Lookup,
         driver: Driver,
         builds: Builds,
-        gateways: Gateways,
         tracer: Tracer,
         replica: str,
         idle_floor: Callable[[], datetime],
         on_rows: Callable[[Sequence[FunctionRow]], None],
+        routes_taken: Callable[[], Awaitable[str]],
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._lookup = lookup
         self._driver = driver
         self._builds = builds
-        self._gateways = gateways
+        self._routes_taken = routes_taken
         self._tracer = tracer
         self._replica = replica
         self._idle_floor = idle_floor
@@ -107,7 +107,7 @@ class Reclamation:
         removed, released, _ = await asyncio.gather(
             self._remove(list(ending)),
             asyncio.gather(*(self._release(row) for row in rows)),
-            self._gateways.all_taken(),
+            self._routes_taken(),
         )
         done: list[tuple[FunctionRow, ReclaimOutcome]] = []
         for row, (from_builder, builder_error) in zip(rows, released, strict=True):
@@ -237,7 +237,7 @@ class Reclamation:
             elif orphan.type == "route":
                 _, _, function_id = orphan.id.rpartition("/")
                 self._catalog.retract(function_id, orphan.uid)
-                await self._gateways.all_taken()
+                await self._routes_taken()
             else:
                 found = Found(orphan.type, orphan.id, orphan.uid or None, orphan.detail)
                 await self._driver.remove_resource(found)
@@ -288,6 +288,8 @@ class ReclaimerService(ReclaimerServiceServicer):
                 )
             while True:
                 await feed.changed.wait()
+                if self._catalog.closed:
+                    return
                 upserts: list[Deadline] = []
                 removals: list[str] = []
                 for uid, function_id in feed.take(CHUNK):

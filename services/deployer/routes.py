@@ -116,12 +116,14 @@ class RouteService(RouteServiceServicer):
         lookup: Lookup,
         restored: asyncio.Event,
         report: Callable[[str, ActivityReport], Awaitable[None]],
+        announce: Callable[[str], None],
     ) -> None:
         self._catalog = catalog
         self._gateways = gateways
         self._lookup = lookup
         self._restored = restored
         self._report = report
+        self._announce = announce
 
     async def SyncRoutes(
         self, request_iterator: AsyncIterator[SyncRoutesRequest], context: Any
@@ -139,6 +141,7 @@ class RouteService(RouteServiceServicer):
         stream = GatewayStream(first.hello.gateway, self._catalog.follow_routes())
         self._gateways.streams.add(stream)
         log.info("gateway_connected", gateway=stream.name)
+        self._announce(stream.name)
         reading = asyncio.create_task(self._read(stream, request_iterator))
         try:
             async for response in self._snapshot(stream):
@@ -208,6 +211,8 @@ class RouteService(RouteServiceServicer):
         reading.add_done_callback(lambda _: stream.feed.changed.set())
         while True:
             await stream.feed.changed.wait()
+            if self._catalog.closed:
+                return
             if reading.done():
                 reading.result()
                 return

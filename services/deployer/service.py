@@ -222,11 +222,11 @@ class FunctionService(FunctionServiceServicer):
         try:
             async for event in stream:
                 yield WatchFunctionResponse(event=event)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, MayflyError) as error:
             yield WatchFunctionResponse(
                 error=Failure(
                     reason="UNAVAILABLE",
-                    message=f"the database does not answer: {error}",
+                    message=str(error),
                     fix="watch again after the last sequence number seen",
                 )
             )

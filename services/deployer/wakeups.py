@@ -12,6 +12,7 @@ class Wakeups:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self.closed = False
 
     @contextmanager
     def watch(self, uid: str) -> Iterator[asyncio.Event]:
@@ -33,6 +34,11 @@ class Wakeups:
         for uid in uids:
             for changed in self._waiting.get(uid, ()):
                 changed.set()
+
+    def close(self) -> None:
+        """End the waiting of everybody: this replica stops."""
+        self.closed = True
+        self.wake_all()
 
     def wake_all(self) -> None:
         """Wake everybody: what happened is not known."""

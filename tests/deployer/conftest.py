@@ -71,8 +71,8 @@ class Running:
 
     async def get(self, function_id: str) -> Function:
         """Return a function."""
-        name = f"functions/{function_id}"
-        return (await self.functions.GetFunction(function_pb2.GetFunctionRequest(name=name))).function
+        request = function_pb2.GetFunctionRequest(name=f"functions/{function_id}")
+        return (await self.functions.GetFunction(request)).function
 
     async def delete(self, function_id: str) -> Function:
         """Delete a function."""
@@ -134,7 +134,9 @@ class Gateway:
     async def _run(self) -> None:
         hello = route_pb2.Hello(gateway=self._name)
         await self._call.write(route_pb2.SyncRoutesRequest(hello=hello))
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+        with contextlib.suppress(
+            grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError
+        ):
             async for message in self._call:
                 async with self.changed:
                     self._take(message)
@@ -176,6 +178,18 @@ class Gateway:
         await self._task
 
 
+async def eventually(condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """Return what `condition` gives once that is true; it may be a coroutine function."""
+    async with asyncio.timeout(seconds):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def directory() -> Any:
     """A directory with a path short enough for unix sockets."""
@@ -201,8 +215,8 @@ async def start(directory: Path, database_url: str) -> AsyncIterator[Start]:
     started: list[Running] = []
 
     async def start_one(name: str = "one", driver: Any = None, **settings: Any) -> Running:
+        settings.setdefault("database_url", database_url)
         made = Settings(
-            database_url=database_url,
             data_dir=directory,
             deployer_listen=f"unix:{directory}/{name}",
             builder_address=f"unix:{directory}/builder",

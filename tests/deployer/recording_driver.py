@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,17 +97,13 @@ class RecordingDriver:
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            writer.write(head.encode() + body)
+            head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n"
+            writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
             await writer.drain()
             writer.close()
 
         duplicate = function.listener.dup()
-        if function.address.startswith("unix:"):
-            # asyncio unlinks the path of a unix server that it closes unless told not to know it.
-            function.server = await asyncio.start_server(handle, sock=duplicate)
-        else:
-            function.server = await asyncio.start_server(handle, sock=duplicate)
+        function.server = await asyncio.start_server(handle, sock=duplicate)
 
     async def restore(
         self, workloads: Sequence[Workload], endpoints: Mapping[str, Endpoint]
@@ -156,7 +153,7 @@ class RecordingDriver:
         return [Resource("socket", str(path), path.stem, "found") for path in paths]
 
     async def remove_resource(self, resource: Resource) -> None:
-        Path(resource.id).unlink()
+        os.unlink(resource.id)
 
     def print_line(self, uid: str, text: str, when: float) -> None:
         """Say that a function wrote a line."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
@@ -21,7 +21,7 @@ from libs.rpc.server import Server
 
 def now() -> Timestamp:
     stamp = Timestamp()
-    stamp.FromDatetime(datetime.now(timezone.utc))
+    stamp.FromDatetime(datetime.now(UTC))
     return stamp
 
 
@@ -59,7 +59,7 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
     async def CreateBuild(self, request, context):
         digest = hashlib.sha256(request.source.SerializeToString()).hexdigest()[:12]
         name = f"builds/{digest}"
-        until = request.expire_time.ToDatetime(tzinfo=timezone.utc)
+        until = request.expire_time.ToDatetime(tzinfo=UTC)
         self.held[name, request.function_uid] = until
         if name not in self.builds:
             self.builds[name] = self._make(name, digest, request.source)
@@ -91,8 +91,13 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
             )
         kind = Artefact.KIND_SCRIPT if content == "script" else Artefact.KIND_PYTHON_HANDLER
         build.artefact.CopyFrom(
-            Artefact(kind=kind, directory=str(directory), entry=entry, interpreter="/usr/bin/python3",
-                     settings=self.settings)
+            Artefact(
+                kind=kind,
+                directory=str(directory),
+                entry=entry,
+                interpreter="/usr/bin/python3",
+                settings=self.settings,
+            )
         )
         build.state = Build.STATE_RUNNING if "SLOW" in text else Build.STATE_SUCCEEDED
         return build
@@ -113,7 +118,7 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
     async def HoldBuild(self, request, context):
         if request.name not in self.builds:
             raise MayflyError(ErrorReason.ERROR_REASON_NOT_FOUND, "no such build")
-        until = request.expire_time.ToDatetime(tzinfo=timezone.utc)
+        until = request.expire_time.ToDatetime(tzinfo=UTC)
         self.held[request.name, request.function_uid] = until
         return build_pb2.HoldBuildResponse()
 
