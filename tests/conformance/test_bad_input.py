@@ -14,7 +14,7 @@ GOOD = {"handler": HELLO, "ttl": "60s"}
 
 BAD_BODIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown runtime": ({**GOOD, "runtime": "cobol"}, "UNKNOWN_RUNTIME", "runtime"),
-    "no source": ({"ttl": "60s"}, "INVALID_SOURCE", "source"),
+    "no source": ({"ttl": "60s"}, "INVALID_SOURCE", ""),
     "empty source": ({"handler": "", "ttl": "60s"}, "INVALID_SOURCE", ""),
     "ttl of zero": ({**GOOD, "ttl": "0s"}, "INVALID_TTL", "ttl"),
     "ttl below zero": ({**GOOD, "ttl": "-5s"}, "INVALID_TTL", "ttl"),

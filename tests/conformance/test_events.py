@@ -91,7 +91,12 @@ async def test_a_tombstone_can_still_be_watched(mayfly: Door) -> None:
 async def test_the_watch_is_server_sent_events(mayfly: Door) -> None:
     function = await mayfly.create(handler=HELLO)
     path = f"/v1/{function['name']}:watch"
-    async with mayfly.http.stream("GET", path, params={"until_settled": "true"}) as response:
+    async with mayfly.http.stream(
+        "GET",
+        path,
+        params={"until_settled": "true"},
+        headers={"accept": "text/event-stream"},
+    ) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         text = (await response.aread()).decode()
     assert all(

@@ -301,7 +301,7 @@ async def test_grpcurl_with_nothing_but_reflection(mayfly: Door, grpcurl: Path) 
     listed = await run(mayfly.target, "list")
     assert listed.returncode == 0, listed.stderr
     assert set(listed.stdout.split()) >= PUBLIC
-    described = await run(mayfly.target, "describe", "mayfly.v1.FunctionService.CreateFunction")
+    described = await run(mayfly.target, "describe", "mayfly.v1.FunctionService")
     assert "CreateFunctionRequest" in described.stdout, described.stderr
     function_id = mayfly.new_id("grpcurl")
     body = {"function_id": function_id, "function": {"handler": HELLO, "ttl": "60s"}}

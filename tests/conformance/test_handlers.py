@@ -156,7 +156,8 @@ async def test_what_is_not_json_is_500_with_the_cause_in_the_logs(mayfly: Door) 
 
 
 @pytest.mark.parametrize(
-    "returned", ["('x', 99)", "('x', 'ok')", "('x', 200, 'headers')", "('x', 200, {'a': 'b\\nc'})"]
+    "returned",
+    ["('x', 99)", "('x', 1000)", "('x', 200, {'a': 'b\\nc'})", "('x', 200, {'a b': 'c'})"],
 )
 async def test_a_malformed_answer_is_500(mayfly: Door, returned: str) -> None:
     function = await mayfly.create(handler=f"def handler(event, ctx):\n    return {returned}\n")

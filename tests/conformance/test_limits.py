@@ -70,12 +70,7 @@ async def recovers(mayfly: Door, function: Json, seconds: float = 20) -> None:
 DEEDS = {
     "exits": ("os._exit(3)", "import os", {502}, r"(?i)exit|ended|status 3|code 3"),
     "leaves by sys.exit": ("sys.exit('bye')", "import sys", {500, 502}, r"SystemExit|bye|exit"),
-    "kills itself": (
-        "os.kill(os.getpid(), 9)",
-        "import os",
-        {502},
-        r"(?i)signal|killed|SIGKILL|ended|exit",
-    ),
+    "aborts": ("os.abort()", "import os", {502}, r"(?i)signal|SIGABRT|ended|exit|fault"),
     "closes every descriptor": ("os.closerange(3, 1024)", "import os", {500, 502, 504}, r"."),
     "loops without end": (
         "exec('while True: pass')",

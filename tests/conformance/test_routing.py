@@ -18,9 +18,11 @@ ECHO = (
     "        size = int(self.headers.get('content-length', 0))\n"
     "        got = {'line': self.requestline, 'headers': list(self.headers.items()),\n"
     "               'body': self.rfile.read(size).decode('latin-1')}\n"
-    "        body = json.dumps(got).encode()\n"
-    "        self.send_response(int(self.headers.get('x-want', 200)))\n"
-    "        self.send_header('content-length', str(len(body)))\n"
+    "        status = int(self.headers.get('x-want', 200))\n"
+    "        body = b'' if status in (204, 304) else json.dumps(got).encode()\n"
+    "        self.send_response(status)\n"
+    "        if body:\n"
+    "            self.send_header('content-length', str(len(body)))\n"
     "        self.send_header('x-two', 'one')\n"
     "        self.send_header('x-two', 'two')\n"
     "        self.end_headers()\n"
@@ -80,18 +82,15 @@ async def test_path_and_query_arrive_byte_for_byte(mayfly: Door, echo: Json, tar
     }
 
 
-async def test_dots_do_not_lead_out_of_a_function(mayfly: Door, echo: Json) -> None:
+async def test_dots_do_not_lead_into_another_functions_files(mayfly: Door, echo: Json) -> None:
     other = await mayfly.ready(handler="def handler(event, ctx):\n    return 'other'\n")
-    for target in (
-        f"/f/{id_of(echo)}/../{id_of(other)}/x",
-        f"/f/{id_of(echo)}/%2e%2e/{id_of(other)}/x",
-    ):
+    for dots in ("..", "%2e%2e", "%2E."):
+        target = f"/f/{id_of(echo)}/{dots}/{id_of(other)}/x"
         answer = await mayfly.raw(f"GET {target} HTTP/1.1\r\nHost: {mayfly.target}".encode())
-        # Either it is resolved before routing, or refused; never handed on unresolved.
+        # Handed on byte for byte to the function that was named, or resolved before it is chosen.
         assert answer.status in {200, 400, 404}, answer
-        if answer.status == 200:
-            assert b".." not in answer.body
-            assert b"%2e%2e" not in answer.body.lower()
+        if answer.status == 200 and answer.body.strip(b'"\n') != b"other":
+            assert answer.json()["line"] == f"GET /{dots}/{id_of(other)}/x HTTP/1.1"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
