@@ -80,9 +80,10 @@ async def test_a_renewal_moves_the_wake_up(
     run_janitor: Run, deployer: TestOwner, eventually: Eventually
 ) -> None:
     async with run_janitor() as stub:
-        deployer.put("functions/hello", "u1", 0.2)
+        deployer.put("functions/hello", "u1", 0.5)
+        await eventually(lambda: _has(stub, deadlines=1))
         deployer.renew("u1", 600)
-        sooner = deployer.put("functions/other", "u2", 0.3)
+        sooner = deployer.put("functions/other", "u2", 0.6)
         await eventually(verified(stub, "other"))
         assert deployer.batches == [["u2"]]
         assert time.time_ns() >= sooner.expire_ns
