@@ -40,6 +40,7 @@ from services.gateway.snapshot import ClusterCache
 from services.gateway.supervisor import Envoy, claim_port, find_envoy
 from services.gateway.sync import Sync
 from services.gateway.transcode import response_bodies, script
+from services.gateway.wire import Http1, Http2
 
 log = structlog.get_logger()
 
@@ -112,7 +113,8 @@ async def serve(
             settings.hold_timeout.total_seconds(),
         )
         stack.push_async_callback(hold.stop)
-        await hold.start(settings.socket("hold"))
+        await hold.start(settings.socket("hold"), Http1())
+        await hold.start(settings.socket("hold2"), Http2())
 
         channels = {FUNCTION_SERVICE: deployer, BUILD_SERVICE: builder, JANITOR_SERVICE: janitor}
         public = Server(str(settings.socket("public")), list(channels))

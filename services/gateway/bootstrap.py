@@ -99,6 +99,18 @@ def bootstrap(inputs: Inputs) -> Config:
                 "exclusion_list": {"patterns": [{"safe_regex": {"regex": r"cluster\.[^_].*"}}]}
             }
         },
+        # Spans are wanted as soon as they are over; Envoy's own interval is 5 s.
+        "layered_runtime": {
+            "layers": [
+                {
+                    "name": "static",
+                    "static_layer": {
+                        "tracing.opentelemetry.flush_interval_ms": 200,
+                        "tracing.opentelemetry.min_flush_spans": 16,
+                    },
+                }
+            ]
+        },
         "cluster_manager": {
             "load_stats_config": {
                 "api_type": "GRPC",
@@ -551,7 +563,7 @@ local match = string.match
 local function choose(handle, headers, id)
   if id and handle:getCluster(id) ~= nil then return id end
   local kind = headers:get("content-type")
-  if kind and match(kind, "^application/grpc") then return "{HOLD_HTTP2}" end
+  if kind and (match(kind, "^application/grpc$") or match(kind, "^application/grpc[+;]")) then return "{HOLD_HTTP2}" end
   return "{HOLD}"
 end
 """

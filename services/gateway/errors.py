@@ -82,6 +82,13 @@ CONTROL_AWAY = Problem(
     "the deployer cannot be asked at the moment",
     "try again in a moment",
 )
+NO_GRPC = Problem(
+    501,
+    "UNIMPLEMENTED",
+    "UNAVAILABLE",
+    "the function does not speak gRPC",
+    "create it with `protocol` PROTOCOL_HTTP2",
+)
 BAD_REQUEST = Problem(
     400,
     "INVALID_ARGUMENT",

@@ -11,7 +11,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from services.gateway.errors import (
     BAD_REQUEST,
     BROKE_OFF,
     ENDED,
+    NO_GRPC,
     NO_RESPONSE_IN_TIME,
     NOT_FOUND,
     NOT_READY_IN_TIME,
@@ -39,6 +40,7 @@ from services.gateway.local_reply import ORIGINAL_PATH
 from services.gateway.routes import Entry, refusal
 from services.gateway.splice import Side, connect, is_transient
 from services.gateway.target import Target, target_of
+from services.gateway.wire import Request, Wire
 
 log = structlog.get_logger()
 
@@ -66,7 +68,7 @@ Activate = Callable[[str, float], Awaitable[Route]]
 
 
 class Hold:
-    """Serves held requests on a unix socket."""
+    """Serves held requests on unix sockets, one for each way that requests come."""
 
     def __init__(
         self,
@@ -81,31 +83,31 @@ class Hold:
         self._tracer = tracer
         self._domains = tuple(domains)
         self._hold_seconds = hold_seconds
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._requests: set[asyncio.Task[None]] = set()
 
-    async def start(self, address: Address) -> None:
+    async def start(self, address: Address, wire: Wire) -> None:
         """Listen at a unix socket; what an earlier process left of it is removed."""
-        self._server = await listen(address, lambda: _Client(self._accept))
+        self._servers.append(await listen(address, lambda: _Client(wire, self._accept)))
 
     async def stop(self) -> None:
         """Take no more requests, and end those that are open."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
 
-    def _accept(self, client: Side, raw_head: bytes) -> None:
-        request = asyncio.get_running_loop().create_task(self._serve(client, raw_head))
-        self._requests.add(request)
-        request.add_done_callback(self._requests.discard)
+    def _accept(self, client: Side, request: Request) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(client, request))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
 
-    async def _serve(self, client: Side, raw_head: bytes) -> None:
+    async def _serve(self, client: Side, request: Request) -> None:
         try:
-            await _until_gone(client, self._answer(client, raw_head))
+            await _until_gone(client, self._answer(client, request))
         except Refused as refused:
-            client.write(http1.refusal(refused.problem))
+            client.write(request.refusal(refused.problem))
             # Envoy may still be sending; it reads the answer and closes.
             client.discard()
             await asyncio.wait([client.lost], timeout=LINGER_SECONDS)
@@ -114,11 +116,8 @@ class Hold:
         finally:
             client.close()
 
-    async def _answer(self, client: Side, raw_head: bytes) -> None:
-        try:
-            head = http1.parse_head(raw_head)
-        except http1.MalformedHead as error:
-            raise Refused(BAD_REQUEST) from error
+    async def _answer(self, client: Side, request: Request) -> None:
+        head = request.head
         original_path = head.get(ORIGINAL_PATH) or head.path
         target = target_of(head.get("host"), original_path, self._domains)
         if target is None:
@@ -126,12 +125,14 @@ class Hold:
         held = _Held(self._routes, self._activate, target, self._hold_seconds)
         entry = await held.entry()
         route = entry.route
+        if not request.speaks(route):
+            raise Refused(NO_GRPC)
         changes = {"x-forwarded-prefix": target.prefix}
         with self._routes.activity.request(Function(route.function_id, route.uid)):
             span = self._first_request(route, head)
             try:
-                upstream = await held.exchange(client, http1.with_headers(head, changes))
-                _finish(span, http1.status_code(bytes(upstream.received)))
+                upstream = await held.exchange(client, request, changes)
+                _finish(span, request.status_code(upstream))
             except Refused as refused:
                 _finish(span, refused.problem.http, refused.problem.message)
                 raise
@@ -195,13 +196,13 @@ class _Held:
                 raise Refused(ENDED) from None
             raise
 
-    async def exchange(self, client: Side, head: bytes) -> Side:
+    async def exchange(self, client: Side, request: Request, changes: Mapping[str, str]) -> Side:
         """Hand the request to the function; return its side once the response has begun."""
         entry = await self.entry()
-        upstream = await self._connect(entry)
+        upstream = await self._connect(entry, request.upstream)
         try:
             client.join(upstream)
-            upstream.write(head)
+            upstream.write(request.forward(changes))
             client.last_byte = time.monotonic()
             client.send_on()
             await self._response(client, upstream, entry)
@@ -210,11 +211,11 @@ class _Held:
             raise
         return upstream
 
-    async def _connect(self, entry: Entry) -> Side:
+    async def _connect(self, entry: Entry, make: Callable[[], Side]) -> Side:
         pause, longest = RETRY_SECONDS
         while True:
             try:
-                return await connect(parse(entry.route.endpoint), Side)
+                return await connect(parse(entry.route.endpoint), make)
             except ValueError as error:
                 raise Refused(UNREACHABLE) from error
             except OSError as error:
@@ -280,27 +281,34 @@ class _Held:
 
 
 class _Client(Side):
-    """Envoy's end: hands itself over once the head is complete."""
+    """Envoy's end: hands itself over once a request's head is complete."""
 
-    def __init__(self, accept: Callable[[Side, bytes], None]) -> None:
+    def __init__(self, wire: Wire, accept: Callable[[Side, Request], None]) -> None:
         super().__init__()
-        self._accept: Callable[[Side, bytes], None] | None = accept
+        self._wire = wire
+        self._accept: Callable[[Side, Request], None] | None = accept
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         accept = self._accept
         if accept is None:
             return
-        end = self.received.find(http1.END_OF_HEAD)
-        if end >= 0:
-            end += len(http1.END_OF_HEAD)
-            head = bytes(self.received[:end])
-            del self.received[:end]
+        try:
+            request = self._wire.read(self.received)
+        except http1.MalformedHead as error:
+            log.warning("held_request_malformed", detail=str(error))
+            self._refuse()
+            return
+        if request is not None:
             self._accept = None
-            accept(self, head)
+            accept(self, request)
         elif len(self.received) > http1.MAX_HEAD_BYTES:
-            self.write(http1.refusal(BAD_REQUEST))
-            self.close()
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self._accept = None
+        self.write(self._wire.malformed(BAD_REQUEST))
+        self.close()
 
 
 async def listen(address: Address, make: Callable[[], Side]) -> asyncio.Server:

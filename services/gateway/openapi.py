@@ -160,9 +160,7 @@ class _Types:
         self.enums[name] = enum
         self._comment(name, at, places)
 
-    def _comment(
-        self, name: str, at: tuple[int, ...], places: dict[tuple[int, ...], str]
-    ) -> None:
+    def _comment(self, name: str, at: tuple[int, ...], places: dict[tuple[int, ...], str]) -> None:
         for path, comment in places.items():
             if path[: len(at)] == at:
                 self.comments[name, path[len(at) :]] = comment

@@ -97,6 +97,12 @@ class Side(asyncio.Protocol):
         if self.lost.done():
             self._other.close()
 
+    def pass_on(self, size: int) -> None:
+        """Hand the first `size` of the kept bytes to the other end, and keep the rest."""
+        if self._other is not None:
+            self._other.write(bytes(self.received[:size]))
+        del self.received[:size]
+
     def discard(self) -> None:
         """From now on read and forget what comes."""
         self._other = None

@@ -33,7 +33,7 @@ RECONNECT_SECONDS = (0.05, 1.0)
 # Reports that follow each other closely are joined.
 REPORT_EVERY_SECONDS = 0.1
 # A deployer that restarts is back within this; a request for an unknown function waits for it.
-ACTIVATE_WAIT_SECONDS = 5.0
+ACTIVATE_WAIT_SECONDS = 3.0
 
 # Asks Envoy itself which functions it has clusters for.
 Inventory = Callable[[], Awaitable[list[str]]]
@@ -63,18 +63,18 @@ class Sync:
 
     async def run(self) -> None:
         """Keep the stream; ends only when it is cancelled."""
-        pause, longest = RECONNECT_SECONDS
+        shortest, longest = RECONNECT_SECONDS
+        pause = shortest
         for self._stream in itertools.count(1):
-            began = asyncio.get_running_loop().time()
             try:
                 await self._one_stream()
-                log.info("routes_stream_closed")
+                code, detail = "OK", "closed by the deployer"
             except grpc.aio.AioRpcError as error:
-                log.warning("routes_stream_broken", code=error.code().name, detail=error.details())
-            finally:
-                self._routes.stream_ended()
-            if asyncio.get_running_loop().time() - began > longest:
-                pause = RECONNECT_SECONDS[0]
+                code, detail = error.code().name, error.details()
+            if self._routes.synced.is_set():  # said once, not at every try
+                log.warning("routes_stream_broken", code=code, detail=detail)
+                pause = shortest
+            self._routes.stream_ended()
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 

@@ -23,7 +23,9 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 async def test_requests_are_reported_wherever_they_pass(gateway: Running) -> None:
     async with serve(gateway.directory / "f.sock") as upstream:
-        await gateway.deployer.put(route("used", upstream.endpoint), route("quiet", upstream.endpoint))
+        await gateway.deployer.put(
+            route("used", upstream.endpoint), route("quiet", upstream.endpoint)
+        )
         await gateway.http.get("/f/used/")  # held
         await gateway.deployer.until(lambda: gateway.deployer.requests("used") == 1, 1)
         await warm(gateway, "used")
@@ -106,7 +108,11 @@ class _Sink(trace_service_pb2_grpc.TraceServiceServicer):
 
     async def Export(self, request: Any, context: Any) -> Any:
         for resource in request.resource_spans:
-            names = [a.value.string_value for a in resource.resource.attributes if a.key == "service.name"]
+            names = [
+                a.value.string_value
+                for a in resource.resource.attributes
+                if a.key == "service.name"
+            ]
             for scope in resource.scope_spans:
                 self.spans.extend((names[0], span) for span in scope.spans)
         async with self.changed:
@@ -173,5 +179,3 @@ async def test_a_call_of_v1_is_a_span_that_reaches_the_service(
     passed_on = gateway.deployer.metadata["traceparent"].split("-")
     assert passed_on[1] == trace_id_of(TRACEPARENT)
     assert passed_on[2] == span.span_id.hex()
-
-

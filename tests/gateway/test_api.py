@@ -37,7 +37,9 @@ async def test_json_becomes_grpc_and_response_body_is_honoured(gateway: Running)
     assert made.headers["content-length"] == str(len(made.content))
     assert made.json() == {**body, "name": "functions/a", "state": "STATE_PENDING"}
     assert (await gateway.http.get("/v1/functions/hello")).json() == {"name": "functions/hello"}
-    listed = await gateway.http.get("/v1/functions", params={"filter": "labels.a=b c", "page_size": 3})
+    listed = await gateway.http.get(
+        "/v1/functions", params={"filter": "labels.a=b c", "page_size": 3}
+    )
     assert listed.json() == {"functions": [{"name": "labels.a=b c"}, {"name": "3"}]}
     runtimes = await gateway.http.get("/v1/runtimes")
     assert runtimes.json() == {"runtimes": [{"name": "python", "available": True}]}

@@ -119,7 +119,9 @@ async def test_a_renewal_moves_the_deadline_of_a_warm_function(gateway: Running)
 
 async def test_open_streams_survive_the_deployers_restart(gateway: Running) -> None:
     async with serve(gateway.directory / "f.sock") as upstream:
-        await gateway.deployer.put(route("kept", upstream.endpoint), route("gone", upstream.endpoint))
+        await gateway.deployer.put(
+            route("kept", upstream.endpoint), route("gone", upstream.endpoint)
+        )
         await warm(gateway, "kept")
         await warm(gateway, "gone")
         await gateway.deployer.stop()
@@ -239,7 +241,9 @@ class _Process:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> _Process:
-        addresses = {f"MAYFLY_{name}_ADDRESS": self._deployer for name in ("DEPLOYER", "BUILDER", "JANITOR")}
+        addresses = {
+            f"MAYFLY_{name}_ADDRESS": self._deployer for name in ("DEPLOYER", "BUILDER", "JANITOR")
+        }
         settings = {
             "MAYFLY_LISTEN": f"127.0.0.1:{self.port}",
             "MAYFLY_DATA_DIR": str(self._directory),
@@ -266,5 +270,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
