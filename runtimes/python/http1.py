@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 MAX_HEAD = 1 << 16
@@ -60,8 +61,12 @@ def parse_head(raw: bytes) -> Request:
 class Connection:
     """Reads requests from and writes responses to one socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, before_waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        """before_waiting is called when the peer has not sent what is needed next."""
         self.socket = sock
+        self._before_waiting = before_waiting
         self._buffer = bytearray()
 
     @property
@@ -75,13 +80,20 @@ class Connection:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MAX_HEAD:
                 raise RequestRefused(431, "the request's head is too large")
-            data = self.socket.recv(65536)
+            data = self._receive(65536)
             if not data:
                 return None
             self._buffer += data
         head = bytes(self._buffer[:end])
         del self._buffer[: end + 4]
         return parse_head(head)
+
+    def _receive(self, size: int) -> bytes:
+        try:
+            return self.socket.recv(size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._before_waiting()
+            return self.socket.recv(size)
 
     def read_body(self, request: Request, limit: int) -> bytes:
         """Raises RequestRefused (400, 413, 501), OSError, EOFError."""
@@ -110,7 +122,7 @@ class Connection:
             self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _fill(self) -> None:
-        data = self.socket.recv(_CHUNK)
+        data = self._receive(_CHUNK)
         if not data:
             raise EOFError("the body ends early")
         self._buffer += data

@@ -40,6 +40,8 @@ def rehearse(directory: str = "/tmp") -> None:
         sys.modules.pop("mayfly_rehearsal", None)
         sys.path_importer_cache.pop(directory, None)
     _answer(handler)
+    os.environ["MAYFLY_FUNCTION"] = "rehearsal"
+    del os.environ["MAYFLY_FUNCTION"]
     gc.collect(0)
     gc.freeze()
 

@@ -2,11 +2,12 @@
 
 At most `concurrency` connections are accepted at a time; what is beyond waits in the backlog,
 where the supervisor sees it. One thread waits for connections, the others serve (leader and
-followers); threads are made when they are first needed.
+followers). A thread is made when the one before it is about to be busy.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
@@ -59,7 +60,10 @@ def load_handler(entry: str) -> Callable[[Any, Any], Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # What the loader's exec_module does, without looking for a cached .pyc.
+        with open(entry, "rb") as file:
+            code = compile(file.read(), entry, "exec", dont_inherit=True)
+        exec(code, module.__dict__)
     except BaseException as error:
         lines = user_traceback(error)
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -122,9 +126,9 @@ class Server:
         self._status = status
         self._leader = threading.Lock()
         self._count = threading.Lock()
+        self._ended = threading.Condition(self._count)
         self._threads = 1
         self._waiting = 0
-        self._workers: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
@@ -172,14 +176,8 @@ class Server:
     def serve(self) -> None:
         """Serve in this thread and others until drained."""
         self._work()
-        while True:
-            with self._count:
-                workers = self._workers
-                self._workers = []
-            if not workers:
-                return
-            for worker in workers:
-                worker.join()
+        with self._ended:
+            self._ended.wait_for(lambda: self._threads == 1)
 
     def _work(self) -> None:
         while True:
@@ -189,7 +187,7 @@ class Server:
             try:
                 slot = self._status.open()
                 try:
-                    self.serve_connection(http1.Connection(accepted), slot)
+                    self.serve_connection(http1.Connection(accepted, self._ensure_follower), slot)
                 finally:
                     self._status.close(slot)
             finally:
@@ -204,8 +202,6 @@ class Server:
         finally:
             with self._count:
                 self._waiting -= 1
-        if accepted is not None:
-            self._ensure_follower()
         return accepted
 
     def _wait_for_connection(self) -> socket.socket | None:
@@ -239,14 +235,24 @@ class Server:
         with self._count:
             if self._waiting or self._threads >= self._config.concurrency:
                 return
-            worker = threading.Thread(target=self._work, name="mayfly-worker", daemon=True)
             try:
-                worker.start()
+                # Unlike threading.Thread it does not wait until the thread runs.
+                _thread.start_new_thread(self._follow, ())
             except RuntimeError as error:  # the limit on processes; the threads there are go on
                 sys.stderr.write(f"no further thread: {error}\n")
                 return
             self._threads += 1
-            self._workers.append(worker)
+            self._waiting += 1  # it is about to
+
+    def _follow(self) -> None:
+        with self._count:
+            self._waiting -= 1
+        try:
+            self._work()
+        finally:
+            with self._ended:
+                self._threads -= 1
+                self._ended.notify_all()
 
     def serve_connection(self, connection: http1.Connection, slot: int) -> None:
         try:
@@ -284,6 +290,7 @@ class Server:
         body = connection.read_body(request, self._config.max_body)
         request_id = contract.request_id(request.headers)
         context = contract.Context(self._config.function_id, request_id, self._config.timeout)
+        self._ensure_follower()
         self._status.begin(slot)
         try:
             event = contract.make_event(request.method, request.target, request.headers, body)

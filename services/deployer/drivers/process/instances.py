@@ -22,7 +22,7 @@ from services.deployer.drivers.process.listeners import Listener
 from services.deployer.drivers.process.logs import LogReader
 from services.deployer.drivers.process.notify import NotificationServer, Surroundings
 from services.deployer.drivers.process.sandbox import kernel
-from services.deployer.drivers.process.zygotes import Forked, Zygote, receive
+from services.deployer.drivers.process.zygotes import Child, receive
 
 State = Literal["starting", "ready", "draining", "ended"]
 Stream = Literal["stdout", "stderr", "platform"]
@@ -80,13 +80,12 @@ class Instance:
         self._status: memoryview | None = None
         self._logs: list[LogReader] = []
         self._server: NotificationServer | None = None
-        self._early_exit: int | None = None
         self._failure: DeployFailed | None = None
 
     # Starting
 
-    async def launch(self, zygote: Zygote) -> None:
-        """Fork it. Raises OSError and ZygoteFailed; `ready` and `exited` tell the rest."""
+    def launch(self, child: Child) -> None:
+        """Give it to a forked child. Raises OSError; `ready` and `exited` tell the rest."""
         workload = self.workload
         with contextlib.ExitStack() as stack:
             here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -111,7 +110,8 @@ class Instance:
                 stack.callback(os.close, fd)
                 fds.append(fd)
             self._loop.add_reader(here, self._on_control)
-            self._adopt(await zygote.fork(self._spec(), fds))
+            child.become(self._spec(), fds)
+            self.pid, self._pidfd = child.pid, child.pidfd
 
     def _emit(self, stream: Stream) -> Callable[[str], None]:
         return lambda text: self._hooks.log(self, stream, text)
@@ -156,11 +156,6 @@ class Instance:
             return [workload.entry]
         python = "/env/bin/python" if workload.environment else str(workload.interpreter)
         return [python, f"/function/{workload.entry}"]
-
-    def _adopt(self, forked: Forked) -> None:
-        self.pid, self._pidfd = forked.pid, forked.pidfd
-        if self._early_exit is not None:
-            self.on_exit(self._early_exit)
 
     def _on_control(self) -> None:
         if self._control is None:
@@ -292,9 +287,6 @@ class Instance:
     def on_exit(self, code: int) -> None:
         """Its first process has ended, and with it all others."""
         if self.state == "ended":
-            return
-        if self._pidfd < 0:
-            self._early_exit = code
             return
         self._release()
         self.state = "ended"

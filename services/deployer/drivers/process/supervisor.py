@@ -96,7 +96,8 @@ class Supervisor:
         self._marker = residue.marker_of(self._data_dir)
         self._functions: dict[str, Function] = {}
         self._instances: dict[str, Instance] = {}
-        self._owners: dict[str, Zygote] = {}
+        self._owners: dict[str, tuple[Zygote, int]] = {}
+        self._by_child: dict[tuple[Zygote, int], Instance] = {}
         self._zygotes: dict[str, asyncio.Future[Zygote]] = {}
         self._slots: list[int] = []
         self._next_slot = 0
@@ -315,8 +316,14 @@ class Supervisor:
         try:
             interpreter = find_interpreter(workload, self._settings.interpreter)
             zygote = await self._zygote(interpreter)
-            self._owners[name] = zygote
-            await instance.launch(zygote)
+            child = await zygote.child()
+            self._owners[name] = (zygote, child.number)
+            self._by_child[zygote, child.number] = instance
+            try:
+                instance.launch(child)
+            except BaseException:
+                child.discard()
+                raise
         except BaseException:
             function.instances.remove(instance)
             instance.abandon()
@@ -338,7 +345,9 @@ class Supervisor:
     def release(self, instance: Instance) -> None:
         if self._instances.pop(instance.name, None) is not None:
             self._slots.append(instance.place.slot)
-            self._owners.pop(instance.name, None)
+            owner = self._owners.pop(instance.name, None)
+            if owner is not None:
+                self._by_child.pop(owner, None)
 
     async def _zygote(self, interpreter: str) -> Zygote:
         """The running zygote of an interpreter, or a new one. Raises ZygoteFailed."""
@@ -362,14 +371,14 @@ class Supervisor:
     def _is_usable(self, future: asyncio.Future[Zygote]) -> bool:
         return not future.cancelled() and future.exception() is None and future.result().alive
 
-    def _on_exited(self, name: str, code: int) -> None:
-        instance = self._instances.get(name)
+    def _on_exited(self, zygote: Zygote, number: int, code: int) -> None:
+        instance = self._by_child.get((zygote, number))
         if instance is not None:
             instance.on_exit(code)
 
     def _on_lost(self, zygote: Zygote) -> None:
         """All of its instances were in its pid namespace, so they are gone."""
-        for name, owner in list(self._owners.items()):
+        for name, (owner, _number) in list(self._owners.items()):
             if owner is zygote and (instance := self._instances.get(name)) is not None:
                 instance.stop_reason = instance.stop_reason or "zygote-lost"
                 instance.on_exit(-int(signal.SIGKILL))
@@ -410,7 +419,7 @@ class Supervisor:
                     del self._zygotes[interpreter]
                 elif (
                     now - unused.setdefault(interpreter, now) >= _ZYGOTE_IDLE
-                    and future.result().instances == 0
+                    and not future.result().is_used
                 ):
                     del self._zygotes[interpreter]
                     future.result().close()

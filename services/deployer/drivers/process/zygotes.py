@@ -6,10 +6,10 @@ import array
 import asyncio
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from services.deployer.drivers.process.sandbox import kernel
 
 _START_SECONDS = 20.0
 _MAX_MESSAGE = 1 << 18
+# A child is forked ahead when nothing else was wanted for this long, in seconds.
+_SPARE_DELAY = 0.015
 _PACKAGE_PARENT = Path(sandbox.__file__).resolve().parent.parent
 _RUNTIME = Path(runtimes.python.__file__).resolve().parent
 _LAUNCH = (
@@ -34,14 +36,28 @@ class ZygoteFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Forked:
-    """A new instance, seen from outside its namespaces."""
+class Child:
+    """A forked process, seen from outside its namespaces. It waits for a specification."""
 
+    number: int
     pid: int
     pidfd: int
+    channel: socket.socket
+
+    def become(self, spec: dict[str, Any], fds: list[int]) -> None:
+        """Let it be an instance. Raises OSError; the descriptors stay the caller's."""
+        rights = array.array("i", fds).tobytes()
+        with self.channel:
+            self.channel.sendmsg(
+                [json.dumps(spec).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            )
+
+    def discard(self) -> None:
+        self.channel.close()
+        os.close(self.pidfd)
 
 
-Exited = Callable[[str, int], None]
+Exited = Callable[["Zygote", int, int], None]
 Lost = Callable[["Zygote"], None]
 
 
@@ -83,7 +99,9 @@ class Zygote:
         self._exited = exited
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._forks: dict[str, asyncio.Future[Forked]] = {}
+        self._asked: deque[asyncio.Future[Child]] = deque()
+        self._spare: Child | None = None
+        self._spare_asked = False
         self._started: asyncio.Future[str] = self._loop.create_future()
 
     @classmethod
@@ -132,19 +150,30 @@ class Zygote:
             raise
         return zygote
 
-    async def fork(self, spec: dict[str, Any], fds: list[int]) -> Forked:
-        """Raises ZygoteFailed. The descriptors stay the caller's."""
-        name = spec["instance"]
-        future = self._forks[name] = self._loop.create_future()
-        message = json.dumps({"op": "spawn", "spec": spec}).encode()
-        rights = array.array("i", fds).tobytes()
+    async def child(self) -> Child:
+        """The child that was forked ahead, or a new one. Raises ZygoteFailed."""
+        self._loop.call_later(_SPARE_DELAY, self._ask_spare)
+        if self._spare is not None:
+            child, self._spare = self._spare, None
+            return child
+        future: asyncio.Future[Child] = self._loop.create_future()
+        self._asked.append(future)
+        self._ask(rehearse=False)
+        return await future
+
+    def _ask(self, *, rehearse: bool) -> None:
+        if not self.alive:
+            raise ZygoteFailed(f"the zygote of {self.interpreter} has ended")
         try:
-            self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            return await future
+            self._channel.send(json.dumps({"op": "fork", "rehearse": rehearse}).encode())
         except OSError as error:
             raise ZygoteFailed(f"the zygote of {self.interpreter}: {error}") from error
-        finally:
-            self._forks.pop(name, None)
+
+    def _ask_spare(self) -> None:
+        """Have one forked ahead, unless others are wanted at this moment."""
+        if self.alive and self._spare is None and not self._spare_asked and not self._asked:
+            self._spare_asked = True
+            self._ask(rehearse=True)
 
     def _on_readable(self) -> None:
         while self.alive:
@@ -163,30 +192,45 @@ class Zygote:
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "started" in message:
             self._started.set_result(message["started"])
-        elif "spawned" in message:
+            self._ask_spare()
+        elif "forked" in message:
             self.instances += 1
-            future = self._forks.get(message["spawned"])
-            if future is not None and not future.done():
-                future.set_result(Forked(pid_of(fds[0]), fds[0]))
-            else:
-                signal.pidfd_send_signal(fds[0], signal.SIGKILL)
-                os.close(fds[0])
+            channel = socket.socket(fileno=fds[0])
+            self._give(Child(message["forked"], pid_of(fds[1]), fds[1], channel))
         elif "refused" in message:
-            future = self._forks.get(message["refused"])
-            if future is not None and not future.done():
-                future.set_exception(ZygoteFailed(message["message"]))
+            self._spare_asked = False
+            if self._asked:
+                _fail(self._asked.popleft(), ZygoteFailed(message["refused"]))
         elif "exited" in message:
             self.instances -= 1
-            self._exited(message["exited"], message["code"])
+            number = message["exited"]
+            if self._spare is not None and self._spare.number == number:
+                self._spare.discard()
+                self._spare = None
+            else:
+                self._exited(self, number, message["code"])
+
+    def _give(self, child: Child) -> None:
+        while self._asked:
+            future = self._asked.popleft()
+            if not future.done():
+                future.set_result(child)
+                return
+        self._spare_asked = False
+        if self._spare is None:
+            self._spare = child
+        else:
+            child.discard()
+
+    @property
+    def is_used(self) -> bool:
+        return self.instances > (1 if self._spare is not None else 0)
 
     def _end(self, reason: str) -> None:
         error = ZygoteFailed(f"the zygote of {self.interpreter}: {reason}")
         self.close()
-        for future in (self._started, *self._forks.values()):
-            if not future.done():
-                future.set_exception(error)
-                # Whoever started it may have given up already; then nobody asks for it.
-                future.exception()
+        for future in (self._started, *self._asked):
+            _fail(future, error)
         self._lost(self)
 
     def close(self) -> None:
@@ -196,6 +240,15 @@ class Zygote:
         self.alive = False
         self._loop.remove_reader(self._channel)
         self._channel.close()
+        if self._spare is not None:
+            self._spare.discard()
+            self._spare = None
+
+
+def _fail(future: asyncio.Future[Any], error: ZygoteFailed) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # whoever asked may have given up; then nobody looks at it
 
 
 async def _wait(launcher: subprocess.Popen[bytes]) -> int:

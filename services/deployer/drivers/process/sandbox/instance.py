@@ -104,7 +104,7 @@ def _confine(spec: Spec, fds: list[int], control: socket.socket, program: bytes)
         [b'{"notify":true}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, socket_fds.tobytes())]
     )
     os.chdir("/function")
-    os.environ.clear()
+    # What the zygote itself was given is among the names that are set here.
     os.environ.update(spec["env"])
 
 

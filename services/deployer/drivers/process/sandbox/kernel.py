@@ -182,6 +182,12 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
         _call(SYS_CLOSE_RANGE, "close_range", first, last, 0)
 
 
+def close_except(fd: int, first: int = 3) -> None:
+    """Close every descriptor from `first` on but one."""
+    close_range(first, fd - 1)
+    close_range(fd + 1)
+
+
 def sethostname(name: str) -> None:
     raw = name.encode()
     _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")

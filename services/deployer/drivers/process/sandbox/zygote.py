@@ -1,12 +1,15 @@
 """A process that has imported what handlers need and forks instances on request.
 
 Talks to the supervisor over a SOCK_SEQPACKET pair, one JSON object a message:
-  in   {"op": "start"}                      once, when the supervisor has become the parent
-       {"op": "spawn", "spec": {...}}       with the descriptors named in `instance`
+  in   {"op": "start"}                     once, when the supervisor has become the parent
+       {"op": "fork", "rehearse": bool}    make a child
   out  {"started": "3.11.2"}
-       {"spawned": instance}                with a pidfd
-       {"refused": instance, "message": ...}
-       {"exited": instance, "code": n}      negative: ended by that signal
+       {"forked": number}                  with the child's own channel and a pidfd
+       {"refused": why}
+       {"exited": number, "code": n}       negative: ended by that signal
+
+A child gets ready, then waits on its channel for one message: the specification of an instance
+(see `instance`), with its descriptors.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from . import instance, kernel
 from .seccomp import build_filter
@@ -98,11 +101,6 @@ _PRELOADED = [
 _MAX_MESSAGE = 1 << 18
 _MAX_FDS = 16
 
-# A child is kept ready, made when nothing else was asked for a moment; it takes the place of a
-# function about twice as fast as a new one.
-_SPARE_DELAY_MS = 15
-_MAX_SPARES_LOST = 5
-
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors; empty when the other end is gone."""
@@ -125,24 +123,16 @@ def send(channel: socket.socket, message: dict[str, Any], fds: list[int]) -> Non
     channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
-class _Spare(NamedTuple):
-    """A child that has done all that needs no function, and waits for one."""
-
-    pid: int
-    channel: socket.socket
-
-
 class Zygote:
     def __init__(self, channel: socket.socket, marker: str, scratch_bytes: int) -> None:
         self._channel = channel
         self._marker = marker
         self._scratch_bytes = scratch_bytes
-        self._children: dict[int, str] = {}
+        self._children: dict[int, int] = {}
+        self._count = 0
         self._program = build_filter(kernel.MACHINE)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._title = _Title()
-        self._spare: _Spare | None = None
-        self._spares_lost = 0
 
     def serve(self) -> None:
         """Until the supervisor is gone."""
@@ -155,73 +145,51 @@ class Zygote:
         poll.register(self._channel, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
         while True:
-            wants_spare = self._spare is None and self._spares_lost < _MAX_SPARES_LOST
-            ready = poll.poll(_SPARE_DELAY_MS if wants_spare else None)
-            if not ready:
-                self._make_ready()
-            for fd, _events in ready:
+            for fd, _events in poll.poll():
                 if fd == wake_read:
                     os.read(wake_read, 4096)
                     self._reap()
                 elif not self._take_message():
                     return
 
-    def _make_ready(self) -> None:
-        try:
-            self._spare = self._fork(rehearse=True)
-        except OSError as error:
-            self._spares_lost += 1
-            sys.stderr.write(f"zygote: no child kept ready: {error}\n")
-
     def _take_message(self) -> bool:
-        data, fds = receive(self._channel)
+        data, _fds = receive(self._channel)
         if not data:
             return False
         message = json.loads(data)
         if message["op"] == "start":
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
             send(self._channel, {"started": sys.version.split()[0]}, [])
-        elif message["op"] == "spawn":
-            self._spawn(message["spec"]["instance"], data, fds)
+        elif message["op"] == "fork":
+            self._hand_over(message["rehearse"])
         return True
 
-    def _spawn(self, name: str, data: bytes, fds: list[int]) -> None:
-        try:
-            spare, self._spare = self._spare, None
-            if spare is None or not _forward(spare, data, fds):
-                spare = self._fork(rehearse=False)
-                if not _forward(spare, data, fds):
-                    raise OSError("the forked child ended at once")
-        except OSError as error:
-            send(self._channel, {"refused": name, "message": str(error)}, [])
-        else:
-            self._children[spare.pid] = name
-            self._spares_lost = 0
-            pidfd = kernel.pidfd_open(spare.pid)
-            send(self._channel, {"spawned": name}, [pidfd])
-            os.close(pidfd)
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _fork(self, rehearse: bool) -> _Spare:
-        """A child in a pid namespace of its own. Raises OSError."""
+    def _hand_over(self, rehearse: bool) -> None:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with there:
-            there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with here, there:
+            for end in (here, there):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             try:
-                kernel.unshare(kernel.CLONE_NEWPID)
-                try:
-                    pid = os.fork()
-                    if pid == 0:
-                        self._wait_for_function(there, rehearse)
-                finally:
-                    kernel.setns(self._own_pids, kernel.CLONE_NEWPID)
-            except OSError:
-                here.close()
-                raise
-        return _Spare(pid, here)
+                pid = self._fork(there, rehearse)
+            except OSError as error:
+                send(self._channel, {"refused": str(error)}, [])
+                return
+            self._count += 1
+            self._children[pid] = self._count
+            pidfd = kernel.pidfd_open(pid)
+            send(self._channel, {"forked": self._count}, [here.fileno(), pidfd])
+            os.close(pidfd)
+
+    def _fork(self, channel: socket.socket, rehearse: bool) -> int:
+        """A child in a pid namespace of its own. Raises OSError."""
+        kernel.unshare(kernel.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._wait_for_function(channel, rehearse)
+            return pid
+        finally:
+            kernel.setns(self._own_pids, kernel.CLONE_NEWPID)
 
     def _wait_for_function(self, channel: socket.socket, rehearse: bool) -> NoReturn:
         """The life of a child: get ready, wait, become one function's instance."""
@@ -231,6 +199,8 @@ class Zygote:
             self._title.set(f"mayfly-spare {self._marker}")
             problem = ""
             try:
+                # The supervisor's end of the channel: only then does its end tell this child.
+                kernel.close_except(channel.fileno())
                 instance.prepare(self._scratch_bytes)
                 if rehearse:
                     importlib.import_module("_mayfly_python.rehearsal").rehearse()
@@ -239,7 +209,7 @@ class Zygote:
             data, fds = receive(channel)
             if not data:
                 os._exit(0)
-            spec = json.loads(data)["spec"]
+            spec = json.loads(data)
             if problem:
                 failure = {"reason": "INSTANCE_START_FAILED", "message": problem}
                 with socket.socket(fileno=fds[instance.CONTROL]) as control:
@@ -259,25 +229,10 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            name = self._children.pop(pid, None)
-            if name is not None:
+            number = self._children.pop(pid, None)
+            if number is not None:
                 code = os.waitstatus_to_exitcode(status)
-                send(self._channel, {"exited": name, "code": code}, [])
-            elif self._spare is not None and self._spare.pid == pid:
-                self._spare.channel.close()
-                self._spare = None
-                self._spares_lost += 1
-
-
-def _forward(spare: _Spare, data: bytes, fds: list[int]) -> bool:
-    """Hand a spawn request to a waiting child; False when it has ended."""
-    rights = array.array("i", fds).tobytes()
-    try:
-        with spare.channel:
-            spare.channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    except (BrokenPipeError, ConnectionError):
-        return False
-    return True
+                send(self._channel, {"exited": number, "code": code}, [])
 
 
 class _Title:
