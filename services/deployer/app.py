@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mayfly.v1.function_pb2_grpc import add_FunctionServiceServicer_to_server
 from mayfly.v1.reclaimer_pb2_grpc import add_ReclaimerServiceServicer_to_server
 from mayfly.v1.route_pb2_grpc import add_RouteServiceServicer_to_server
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    add_TraceServiceServicer_to_server,
+    add_TraceServiceServicer_to_server,  # pyright: ignore[reportUnknownVariableType]
 )
 
 from libs.rpc.channel import connect
@@ -162,13 +162,16 @@ class Deployer:
         self.wakeups.wake(row.uid for row in rows)
 
     @asynccontextmanager
-    async def running(self, ready: Callable[[str], None] | None) -> AsyncIterator[None]:
+    async def running(self, ready: Callable[[str], None] | None) -> AsyncGenerator[None]:
         """Serve, with all functions restored; at the end let go of everything in order."""
         server = Server(self.settings.deployer_listen, SERVICES, tracer_provider=self._provider)
         server.add(add_FunctionServiceServicer_to_server, self.functions)
         server.add(add_RouteServiceServicer_to_server, self.routes)
         server.add(add_ReclaimerServiceServicer_to_server, self.reclaimer)
-        server.add(add_TraceServiceServicer_to_server, self.sink)
+        server.add(
+            add_TraceServiceServicer_to_server,  # pyright: ignore[reportUnknownArgumentType]
+            self.sink,
+        )
         try:
             address = await server.start()
         except AddressInUse as error:

@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 CHUNK = 500
 _BATCH = 400  # uids of one notification fit into its 8000 bytes
-_REASONS = {
+_REASONS: dict[int, str] = {
     EndReason.END_REASON_TTL: "ttl",
     EndReason.END_REASON_IDLE: "idle",
     EndReason.END_REASON_DELETED: "deleted",
@@ -372,7 +372,7 @@ def _outcome(
         removed=removed,
         kept=[_from_builder(text, row) for text in from_builder[1]],
         expire_time=timestamp(row.ended_time or row.expire_time),
-        end_reason=_REASONS.get(row.end_reason, ""),  # pyright: ignore[reportArgumentType]
+        end_reason=_REASONS.get(row.end_reason, ""),
         create_time=timestamp(row.create_time),
         traceparent=row.traceparent,
     )

@@ -150,7 +150,8 @@ class FunctionService(FunctionServiceServicer):
         runtimes = await self._builds.runtimes()
         for _ in range(_UPDATE_TRIES):
             row = await self._lookup.newest(function_id)
-            self._refuse_ended(row)
+            if row.ended:
+                raise _ended(row)
             spec, source, redeploy = check_update(
                 Function.FromString(row.spec),
                 request.function,
@@ -167,7 +168,7 @@ class FunctionService(FunctionServiceServicer):
                 return UpdateFunctionResponse(function=self._view(updated))
         raise MayflyError(
             ErrorReason.ERROR_REASON_UNAVAILABLE,
-            f"{row.name} changes too fast to be updated",
+            f"functions/{function_id} changes too fast to be updated",
             fix="try again",
         )
 
@@ -198,7 +199,7 @@ class FunctionService(FunctionServiceServicer):
                 replica=self._rules.replica,
             )
         if record is None:
-            self._refuse_ended(await self._lookup.newest(row.id), always=True)
+            raise _ended(await self._lookup.newest(row.id))
         renewed = row_of(record)
         self._catalog.update([renewed])
         self._wakeups.wake([renewed.uid])
@@ -374,20 +375,20 @@ class FunctionService(FunctionServiceServicer):
             )
             return [row_of(record) async for record in records]
 
-    def _refuse_ended(self, row: FunctionRow, *, always: bool = False) -> None:
-        if always or row.ended:
-            raise MayflyError(
-                ErrorReason.ERROR_REASON_FUNCTION_ENDED,
-                f"the lease of {row.name} has ended",
-                fix="create it again",
-            )
-
     def _view(self, row: FunctionRow) -> Function:
         return function_of(row, self._viewpoint)
 
 
 def _idle_timeout(spec: Function) -> timedelta | None:
     return (spec.idle_timeout.ToTimedelta() or None) if spec.HasField("idle_timeout") else None
+
+
+def _ended(row: FunctionRow) -> MayflyError:
+    return MayflyError(
+        ErrorReason.ERROR_REASON_FUNCTION_ENDED,
+        f"the lease of {row.name} has ended",
+        fix="create it again",
+    )
 
 
 def _refuse(field: str, what: str, fix: str) -> NoReturn:

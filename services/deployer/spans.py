@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ def span_of(
     function_id: str,
     uid: str,
     begin_nanoseconds: int | None = None,
-) -> Iterator[Span]:
+) -> Generator[Span]:
     """Run a span of the function whose row has the traceparent `parent`."""
     with tracer.start_as_current_span(
         name,

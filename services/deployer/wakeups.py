@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 
@@ -15,7 +15,7 @@ class Wakeups:
         self.closed = False
 
     @contextmanager
-    def watch(self, uid: str) -> Iterator[asyncio.Event]:
+    def watch(self, uid: str) -> Generator[asyncio.Event]:
         """Lend an event that is set when something happens to `uid`."""
         changed = asyncio.Event()
         self._waiting.setdefault(uid, set()).add(changed)

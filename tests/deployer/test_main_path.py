@@ -16,7 +16,7 @@ async def ask(endpoint: str) -> bytes:
     else:
         host, _, port = endpoint.removeprefix("tcp:").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     response = await reader.read()
     writer.close()
     await writer.wait_closed()
