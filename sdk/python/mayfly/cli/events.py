@@ -36,7 +36,9 @@ def _words(event: Event) -> tuple[str, Text]:
         why = f" ({kind.end_reason})" if kind.end_reason else ""
         return "state", Text(f"{kind.state}{why}")
     if isinstance(kind, LeaseChange):
-        return "lease", Text(f"ends at {clock_time(kind.expire_time)}")
+        return "lease", Text(
+            f"ends at {clock_time(kind.expire_time)}" if kind.expire_time else "moved"
+        )
     if isinstance(kind, Failure):
         return "failure", Text(f"{kind.stage}: {kind.reason}: {kind.message}", "red")
     return "event", Text(f"of a kind that this version does not know (number {event.sequence})")

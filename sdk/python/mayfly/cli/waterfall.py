@@ -28,7 +28,7 @@ def waterfall(trace: Trace, width: int) -> Iterator[Text]:
     if not rows:
         yield Text("no spans yet", "dim")
         return
-    names = ["  " * depth + span.name for depth, span in rows]
+    names = ["  " * depth + _short(span.name) for depth, span in rows]
     name_width = min(max(len(name) for name in names), max(width // 3, 12))
     bar_width = max(width - name_width - _SERVICE_WIDTH - _DURATION_WIDTH - 6, 10)
     timeline = Timeline(trace.spans, bar_width)
@@ -71,6 +71,11 @@ def length(nanoseconds: int) -> str:
     if milliseconds < 10_000:
         return f"{milliseconds:.0f} ms"
     return durations.short(timedelta(milliseconds=milliseconds))
+
+
+def _short(name: str) -> str:
+    """Return a call's method alone: "/mayfly.v1.BuildService/GetBuild" is "GetBuild"."""
+    return name.rpartition("/")[2] if name.startswith("/") else name
 
 
 def _cut(text: str, width: int) -> str:

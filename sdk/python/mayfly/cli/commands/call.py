@@ -44,9 +44,12 @@ def call(
                 if here.as_json:
                     here.data(_document(answer))
                 else:
-                    for chunk in answer.iter_bytes():
-                        sys.stdout.buffer.write(chunk)
+                    last = b""
+                    for last in answer.iter_bytes():
+                        sys.stdout.buffer.write(last)
                         sys.stdout.buffer.flush()
+                    if sys.stdout.isatty() and not last.endswith(b"\n"):
+                        sys.stdout.write("\n")  # the prompt begins on a line of its own
         except httpx.TransportError as error:
             raise Unavailable(
                 f"{target}: {error}", fix="see whether the URL is reachable from here"
