@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ class Activity:
         self.wake()
 
     @contextmanager
-    def request(self, function: Function) -> Iterator[None]:
+    def request(self, function: Function) -> Generator[None]:
         """Count one held request for as long as it is open."""
         self._begun[function] += 1
         self._held[function] += 1

@@ -12,15 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
-from envoy.service.discovery.v3.ads_pb2_grpc import AggregatedDiscoveryServiceServicer
-from envoy.service.discovery.v3.discovery_pb2 import (
-    DeltaDiscoveryRequest,
-    DeltaDiscoveryResponse,
-    Resource,
-)
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 
+from services.gateway.protos import DeltaDiscoveryResponse, Proto, Resource
 from services.gateway.snapshot import (
     HEARTBEAT_MARGIN,
     AckTracker,
@@ -40,7 +35,7 @@ BATCH = 1000
 WORKERS_SECONDS = 0.02
 
 
-class DiscoveryService(AggregatedDiscoveryServiceServicer):
+class DiscoveryService:
     """Serves a cache to Envoys; calls `acked` with what an Envoy, its workers too, has taken."""
 
     def __init__(self, cache: ClusterCache, acked: Callable[[Epoch], None]) -> None:
@@ -50,8 +45,8 @@ class DiscoveryService(AggregatedDiscoveryServiceServicer):
         self.connected = asyncio.Event()
 
     async def DeltaAggregatedResources(
-        self, request_iterator: AsyncIterator[DeltaDiscoveryRequest], context: Any
-    ) -> AsyncIterator[DeltaDiscoveryResponse]:
+        self, request_iterator: AsyncIterator[Proto], context: Any
+    ) -> AsyncIterator[Proto]:
         """Send every cluster, then changes; runs until Envoy goes."""
         stream = _Stream(self._cache, self._acked)
         reading = asyncio.create_task(stream.read(request_iterator))
@@ -83,7 +78,7 @@ class _Stream:
         if self._watch is not None:
             self._cache.unwatch(self._watch)
 
-    async def read(self, requests: AsyncIterator[DeltaDiscoveryRequest]) -> None:
+    async def read(self, requests: AsyncIterator[Proto]) -> None:
         async for request in requests:
             if request.type_url != CLUSTER_TYPE:
                 continue
@@ -95,7 +90,7 @@ class _Stream:
                     log.error("envoy_refused_clusters", detail=request.error_detail.message)
                 self._acks.answered(request.response_nonce)
 
-    def _begin(self, request: DeltaDiscoveryRequest) -> None:
+    def _begin(self, request: Proto) -> None:
         self._watch = self._cache.watch()
         # What an Envoy still has from an earlier stream, and is gone meanwhile, is to be removed.
         for name in request.initial_resource_versions:
@@ -103,7 +98,7 @@ class _Stream:
             self._watch.add(name)
         self._subscribed.set()
 
-    async def responses(self, reading: asyncio.Task[None]) -> AsyncIterator[DeltaDiscoveryResponse]:
+    async def responses(self, reading: asyncio.Task[None]) -> AsyncIterator[Proto]:
         subscribed = asyncio.create_task(self._subscribed.wait())
         await asyncio.wait([reading, subscribed], return_when=asyncio.FIRST_COMPLETED)
         subscribed.cancel()
@@ -128,7 +123,7 @@ class _Stream:
                 await asyncio.wait([reading, changed], return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
 
-    def _response(self, names: list[str]) -> DeltaDiscoveryResponse:
+    def _response(self, names: list[str]) -> Proto:
         now = time.time()
         response = DeltaDiscoveryResponse(type_url=CLUSTER_TYPE, nonce=str(next(self._nonces)))
         for name in names:
@@ -153,7 +148,7 @@ class _Stream:
             self._forward(epoch)
 
 
-def resource(name: str, entry: Entry, sent: Sent | None, now: float) -> Resource:
+def resource(name: str, entry: Entry, sent: Sent | None, now: float) -> Proto:
     """Return a cluster as a resource that Envoy drops by itself when the lease ends.
 
     Where Envoy has the cluster as it is, a heartbeat (no body) moves the deadline alone.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import metadata, resources
 
 import grpc
 import structlog
-from envoy.service.discovery.v3 import ads_pb2_grpc
-from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from mayfly.v1 import build_pb2, function_pb2, janitor_pb2
 
@@ -36,6 +34,7 @@ from services.gateway.hold import Hold
 from services.gateway.live_routes import LiveRoutes
 from services.gateway.lrs import LoadReportingService
 from services.gateway.openapi import document
+from services.gateway.protos import add_discovery, add_load_reporting
 from services.gateway.snapshot import ClusterCache
 from services.gateway.supervisor import Envoy, claim_port, find_envoy
 from services.gateway.sync import Sync
@@ -181,7 +180,7 @@ def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -
 
 
 @asynccontextmanager
-async def _channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+async def _channel(address: str) -> AsyncGenerator[grpc.aio.Channel]:
     """A channel without tracing and retries: its streams stay open, and are resumed by us."""
     channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
     try:
@@ -193,12 +192,12 @@ async def _channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
 @asynccontextmanager
 async def _control(
     settings: Settings, discovery: DiscoveryService, load_reports: LoadReportingService
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None]:
     """Serve xDS and load reports to Envoy."""
     address = settings.socket("control")
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(load_reports, server)
+    add_discovery(discovery, server)
+    add_load_reporting(load_reports, server)
     (settings.directory / "control.sock").unlink(missing_ok=True)
     server.add_insecure_port(str(address))
     await server.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 import structlog
@@ -41,7 +42,7 @@ class Backends:
                 group.create_task(self._watch(name, channel))
 
     async def _watch(self, name: str, channel: grpc.aio.Channel) -> None:
-        stub = HealthStub(channel)
+        stub: Any = HealthStub(channel)
         while True:
             try:
                 async for answer in stub.Watch(HealthCheckRequest(service=name)):

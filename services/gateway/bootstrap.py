@@ -58,7 +58,7 @@ _TIME_LIMIT = "envoy.filters.http.header_mutation"
 METADATA = "mayfly"
 TIMEOUT = "timeout_ms"
 # Switches a filter on that is off by default and has no configuration of a route's own.
-_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
+_ON: Config = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ def infrastructure_cluster(
 ) -> Config:
     """Return a static cluster of one address; a host name is looked up again and again."""
     keepalive = {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}
-    explicit = {"http2_protocol_options": keepalive} if http2 else {"http_protocol_options": {}}
+    explicit: Config = (
+        {"http2_protocol_options": keepalive} if http2 else {"http_protocol_options": {}}
+    )
     if options:  # one request a connection: nothing to keep alive
         explicit = {"http2_protocol_options": {}} if http2 else explicit
     thresholds = dict.fromkeys(
@@ -375,8 +377,8 @@ def _platform_host(inputs: Inputs) -> Config:
 
 
 def _grpc_routes(inputs: Inputs) -> list[Config]:
-    filters = {_GRPC_WEB: _ON} | _cors(inputs)
-    denied = [
+    filters: Config = {_GRPC_WEB: _ON} | _cors(inputs)
+    denied: list[Config] = [
         {
             "name": "internal-method",
             "match": {"path": method},
@@ -390,7 +392,7 @@ def _grpc_routes(inputs: Inputs) -> list[Config]:
     ]
     targets = {f"/{service}/": cluster for service, cluster in PUBLIC_SERVICES.items()}
     targets |= dict.fromkeys(ANSWERED_HERE, PUBLIC)
-    allowed = [
+    allowed: list[Config] = [
         {
             "name": "grpc",
             "match": {"prefix": prefix, "headers": _GRPC_ONLY},
@@ -400,7 +402,7 @@ def _grpc_routes(inputs: Inputs) -> list[Config]:
         for prefix, cluster in targets.items()
     ]
     # A transcoded request comes by here as well, and leaves its response's form in its route.
-    own = [
+    own: list[Config] = [
         {
             "name": "grpc-method",
             "match": {"path": path, "headers": _GRPC_ONLY},
@@ -410,7 +412,7 @@ def _grpc_routes(inputs: Inputs) -> list[Config]:
         }
         for path, metadata in inputs.method_metadata.items()
     ]
-    preflight = [
+    preflight: list[Config] = [
         {
             "name": "preflight",
             "match": {
@@ -563,7 +565,9 @@ local match = string.match
 local function choose(handle, headers, id)
   if id and handle:getCluster(id) ~= nil then return id end
   local kind = headers:get("content-type")
-  if kind and (match(kind, "^application/grpc$") or match(kind, "^application/grpc[+;]")) then return "{HOLD_HTTP2}" end
+  if kind and (match(kind, "^application/grpc$") or match(kind, "^application/grpc[+;]")) then
+    return "{HOLD_HTTP2}"
+  end
   return "{HOLD}"
 end
 """

@@ -128,7 +128,8 @@ class Settings(BaseSettings):
         absolute = value.absolute()
         if len(str(absolute / _LONGEST_SOCKET).encode()) > MAX_SOCKET_PATH:
             raise ValueError(
-                f"too long: a socket below it would exceed {MAX_SOCKET_PATH} bytes; use a shorter one"
+                f"too long: a socket below it would exceed {MAX_SOCKET_PATH} bytes; "
+                "use a shorter path"
             )
         return absolute
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
-from google.api import annotations_pb2
+from google.api import annotations_pb2, field_behavior_pb2
 from google.api.http_pb2 import HttpRule
 from google.protobuf.descriptor_pb2 import (
+    FieldDescriptorProto,
     FileDescriptorSet,
     MethodDescriptorProto,
     ServiceDescriptorProto,
@@ -57,16 +59,29 @@ def transcodable(descriptors: FileDescriptorSet) -> FileDescriptorSet:
         file.ClearField("source_code_info")
         for service in file.service:
             for method in service.method:
-                if method.options.HasExtension(annotations_pb2.http):
-                    method.options.Extensions[annotations_pb2.http].ClearField("response_body")
+                if _http_rule(method).response_body:
+                    _http_rule(method).ClearField("response_body")
     return made
+
+
+def field_behaviors(described: FieldDescriptorProto) -> list[str]:
+    """Return the names of a field's google.api.field_behavior. Example: "OUTPUT_ONLY"."""
+    extension: Any = field_behavior_pb2.field_behavior
+    values: list[Any] = list(described.options.Extensions[extension])
+    return [field_behavior_pb2.FieldBehavior.Name(value) for value in values]
+
+
+def _http_rule(method: MethodDescriptorProto) -> HttpRule:
+    """Return the method's google.api.http, to be changed in place; an empty one for none."""
+    extension: Any = annotations_pb2.http  # the stubs of the two packages differ on its type
+    return cast("HttpRule", method.options.Extensions[extension])
 
 
 def _of_service(
     file: str, name: str, index: int, service: ServiceDescriptorProto
 ) -> Iterator[Method]:
     for number, method in enumerate(service.method):
-        rule = method.options.Extensions[annotations_pb2.http]
+        rule = _http_rule(method)
         verb, template = _pattern(rule)
         yield Method(
             service=name,

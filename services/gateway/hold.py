@@ -13,7 +13,6 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -312,13 +311,12 @@ class _Client(Side):
 
 
 async def listen(address: Address, make: Callable[[], Side]) -> asyncio.Server:
-    """Listen at a unix socket that only this user reaches."""
-    path = Path(address.path)
-    path.unlink(missing_ok=True)
-    server = await asyncio.get_running_loop().create_unix_server(
-        make, address.path, backlog=BACKLOG
-    )
-    os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+    """Listen at a unix socket that only this user reaches; a stale one is removed."""
+    loop = asyncio.get_running_loop()
+    with suppress(FileNotFoundError):
+        os.unlink(address.path)
+    server = await loop.create_unix_server(make, address.path, backlog=BACKLOG)
+    os.chmod(address.path, stat.S_IRUSR | stat.S_IWUSR)
     return server
 
 

@@ -62,7 +62,7 @@ class LiveRoutes:
         self.synced.clear()
 
     def used(self, function_id: str, uid: str) -> bool:
-        """Note a function's use, after which Envoy reaches it by itself; return whether it is news."""
+        """Note a use, after which Envoy reaches the function by itself; return whether it is new."""
         if not self._table.mark_used(function_id, uid):
             return False
         self._publish(function_id)

@@ -154,7 +154,7 @@ def _mapper(
         filters.append({"status_code_filter": {"comparison": {"op": "EQ", "value": value}}})
     if rule.keep_text:
         document = _with_envoys_text(document)
-    mapper = {
+    mapper: dict[str, Any] = {
         "filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}},
         "body_format_override": _format(document),
     }

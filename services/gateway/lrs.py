@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from envoy.config.endpoint.v3.load_report_pb2 import ClusterStats
-from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest, LoadStatsResponse
-from envoy.service.load_stats.v3.lrs_pb2_grpc import LoadReportingServiceServicer
 from google.protobuf.duration_pb2 import Duration
+
+from services.gateway.protos import LoadStatsResponse, Proto
 
 INTERVAL_SECONDS = 1
 
 
-class LoadReportingService(LoadReportingServiceServicer):
+class LoadReportingService:
     """Hands each report on, as {function id: (requests begun, requests open)}."""
 
     def __init__(self, reported: Callable[[dict[str, tuple[int, int]]], None]) -> None:
         self._reported = reported
 
     async def StreamLoadStats(
-        self, request_iterator: AsyncIterator[LoadStatsRequest], context: Any
-    ) -> AsyncIterator[LoadStatsResponse]:
+        self, request_iterator: AsyncIterator[Proto], context: Any
+    ) -> AsyncIterator[Proto]:
         """Ask for all clusters, then take a report each interval until Envoy goes."""
         yield LoadStatsResponse(
             send_all_clusters=True, load_reporting_interval=Duration(seconds=INTERVAL_SECONDS)
@@ -36,8 +35,11 @@ class LoadReportingService(LoadReportingServiceServicer):
             self._reported({})  # an Envoy that has gone has no request open
 
 
-def loads(stats: list[ClusterStats] | Any) -> dict[str, tuple[int, int]]:
-    """Return (begun, open) of each function's cluster; infrastructure is left out."""
+def loads(stats: Iterable[Proto]) -> dict[str, tuple[int, int]]:
+    """Return (begun, open) by function id, from envoy.config.endpoint.v3.ClusterStats.
+
+    Infrastructure is left out.
+    """
     found: dict[str, tuple[int, int]] = {}
     for cluster in stats:
         if cluster.cluster_name.startswith("_"):

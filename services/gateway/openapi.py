@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.api import field_behavior_pb2
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -20,7 +19,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
-from services.gateway.contracts import Method, methods
+from services.gateway.contracts import Method, field_behaviors, methods
 
 Schema = dict[str, Any]
 _Field = FieldDescriptorProto
@@ -315,7 +314,7 @@ def _json(schema: Schema) -> Schema:
 
 
 def _path(template: str) -> str:
-    """Return an HTTP rule's template as an OpenAPI path: {name=functions/*} is functions/{function}."""
+    """Return an HTTP rule's template as a path: {name=functions/*} is functions/{function}."""
 
     def replace(found: re.Match[str]) -> str:
         inner = found[2] or "*"
@@ -330,8 +329,7 @@ def _parameter_name(variable: str, template: str) -> str:
 
 
 def _behaviours(described: FieldDescriptorProto) -> set[str]:
-    values = described.options.Extensions[field_behavior_pb2.field_behavior]
-    return {field_behavior_pb2.FieldBehavior.Name(value) for value in values}
+    return set(field_behaviors(described))
 
 
 def _short(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mayfly.v1.function_pb2 import Protocol as Speaks
 from mayfly.v1.route_pb2 import Route
+
 from services.gateway import http1, http2
 from services.gateway.errors import Problem
 from services.gateway.splice import Side

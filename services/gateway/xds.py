@@ -2,25 +2,6 @@
 
 from __future__ import annotations
 
-from envoy.config.cluster.v3.circuit_breaker_pb2 import CircuitBreakers
-from envoy.config.cluster.v3.cluster_pb2 import Cluster
-from envoy.config.core.v3.address_pb2 import Address as EnvoyAddress
-from envoy.config.core.v3.address_pb2 import Pipe, SocketAddress
-from envoy.config.core.v3.protocol_pb2 import (
-    Http1ProtocolOptions,
-    Http2ProtocolOptions,
-    HttpProtocolOptions,
-)
-from envoy.config.endpoint.v3.endpoint_components_pb2 import (
-    Endpoint,
-    LbEndpoint,
-    LocalityLbEndpoints,
-)
-from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
-from envoy.config.route.v3.route_components_pb2 import RetryPolicy
-from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import (
-    HttpProtocolOptions as UpstreamOptions,
-)
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import UInt32Value
 from mayfly.v1.function_pb2 import Protocol
@@ -28,6 +9,23 @@ from mayfly.v1.route_pb2 import Route
 
 from services.gateway.addresses import Address, parse
 from services.gateway.bootstrap import METADATA, TIMEOUT
+from services.gateway.protos import Address as EnvoyAddress
+from services.gateway.protos import (
+    CircuitBreakers,
+    Cluster,
+    ClusterLoadAssignment,
+    Endpoint,
+    Http1ProtocolOptions,
+    Http2ProtocolOptions,
+    HttpProtocolOptions,
+    LbEndpoint,
+    LocalityLbEndpoints,
+    Pipe,
+    Proto,
+    RetryPolicy,
+    SocketAddress,
+    UpstreamOptions,
+)
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -42,8 +40,10 @@ _BACK_OFF = RetryPolicy.RetryBackOff(
 )
 
 
-def cluster(route: Route, idle_seconds: float) -> Cluster:
-    """Return the cluster of a function that can be reached. Its name is the function's id.
+def cluster(route: Route, idle_seconds: float) -> Proto:
+    """Return the envoy.config.cluster.v3.Cluster of a function that can be reached.
+
+    Its name is the function's id.
 
     `idle_seconds` is how long an unused connection is kept. Raises `ValueError` for an endpoint
     that is no address.
@@ -80,13 +80,13 @@ def cluster(route: Route, idle_seconds: float) -> Cluster:
     return made
 
 
-def _address(address: Address) -> EnvoyAddress:
+def _address(address: Address) -> Proto:
     if address.path:
         return EnvoyAddress(pipe=Pipe(path=address.path))
     return EnvoyAddress(socket_address=SocketAddress(address=address.host, port_value=address.port))
 
 
-def _options(route: Route, idle_seconds: float) -> UpstreamOptions:
+def _options(route: Route, idle_seconds: float) -> Proto:
     common = HttpProtocolOptions(idle_timeout=Duration(nanos=0))
     common.idle_timeout.FromNanoseconds(round(idle_seconds * 1e9))
     if route.one_request_per_connection:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest_asyncio
+from mayfly.v1.function_pb2 import State
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from libs.telemetry.traceparent import trace_id_of
-from mayfly.v1.function_pb2 import State
 from tests.gateway.conftest import Running, running
 from tests.gateway.deployer import Deployer, route
 from tests.gateway.test_functions import warm

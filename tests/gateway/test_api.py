@@ -12,7 +12,6 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
 from mayfly.v1 import (
     build_pb2,
     build_pb2_grpc,
@@ -23,6 +22,7 @@ from mayfly.v1 import (
     route_pb2,
     route_pb2_grpc,
 )
+
 from tests.gateway.conftest import Running, running
 from tests.gateway.deployer import SERVICES, Deployer, route
 from tests.gateway.upstream import serve

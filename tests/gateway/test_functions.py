@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from websockets.asyncio.client import connect as websocket
-
 from mayfly.v1.function_pb2 import State
 from mayfly.v1.source_pb2 import Failure, Stage
+from websockets.asyncio.client import connect as websocket
+
 from tests.gateway.conftest import Running
 from tests.gateway.deployer import route
 from tests.gateway.upstream import Request, echo, echo_websocket, serve

@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-
 from mayfly.v1 import function_pb2, function_pb2_grpc
 from mayfly.v1.function_pb2 import Protocol, State
+
 from tests.gateway.conftest import Running
 from tests.gateway.deployer import route
 
