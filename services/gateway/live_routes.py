@@ -62,7 +62,7 @@ class LiveRoutes:
         self.synced.clear()
 
     def used(self, function_id: str, uid: str) -> bool:
-        """Note a use, after which Envoy reaches the function by itself; return whether it is new."""
+        """Note a use, after which Envoy reaches the function by itself; return if it is new."""
         if not self._table.mark_used(function_id, uid):
             return False
         self._publish(function_id)

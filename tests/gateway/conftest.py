@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,3 +86,10 @@ async def gateway(directory: Path, deployer: Deployer) -> AsyncIterator[Running]
     async with running(directory, deployer) as made:
         await deployer.connected()
         yield made
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+    """Wait until `check` holds of something that cannot say so itself: a process, a proxy."""
+    async with asyncio.timeout(seconds):
+        while not await check():  # noqa: ASYNC110 - nothing to be notified by
+            await asyncio.sleep(0.01)

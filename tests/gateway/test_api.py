@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from typing import Any
@@ -23,7 +22,7 @@ from mayfly.v1 import (
     route_pb2_grpc,
 )
 
-from tests.gateway.conftest import Running, running
+from tests.gateway.conftest import Running, eventually, running
 from tests.gateway.deployer import SERVICES, Deployer, route
 from tests.gateway.upstream import serve
 
@@ -121,16 +120,20 @@ async def test_a_service_that_is_away_is_503(gateway: Running) -> None:
     await gateway.deployer.stop()
     answer = _status(await gateway.http.get("/v1/functions/hello"), 503)
     assert (answer["code"], _info(answer)["reason"]) == (14, "UNAVAILABLE")
-    async with asyncio.timeout(5):
-        while (health := await gateway.http.get("/healthz")).status_code != 503:
-            await asyncio.sleep(0.01)
+
+    async def is_healthy() -> bool:
+        return (await gateway.http.get("/healthz")).status_code == 200
+
+    async def is_not_healthy() -> bool:
+        return not await is_healthy()
+
+    await eventually(is_not_healthy)
+    health = await gateway.http.get("/healthz")
     assert set(health.json()["parts"].values()) == {"NOT_SERVING"}
     unknown = await gateway.http.get("/f/unknown/")
     assert (unknown.status_code, unknown.json()["error"]["reason"]) == (503, "UNAVAILABLE")
     await gateway.deployer.start()
-    async with asyncio.timeout(5):
-        while (await gateway.http.get("/healthz")).status_code != 200:
-            await asyncio.sleep(0.01)
+    await eventually(is_healthy)
 
 
 @pytest.mark.parametrize("sse", [True, False])

@@ -16,7 +16,7 @@ import pytest
 
 from libs.rpc.process import StartError
 from services.gateway.admin import function_clusters
-from tests.gateway.conftest import Running, running
+from tests.gateway.conftest import Running, eventually, running
 from tests.gateway.deployer import Deployer, route
 from tests.gateway.test_functions import warm
 from tests.gateway.upstream import serve
@@ -177,9 +177,11 @@ async def test_a_killed_gateway_leaves_no_envoy_and_comes_back(directory: Path) 
             assert len(envoys(directory)) == 1
             os.kill(control.pid, signal.SIGKILL)
             control.process.wait(5)
-            async with asyncio.timeout(5):
-                while envoys(directory):
-                    await asyncio.sleep(0.01)
+
+            async def is_gone() -> bool:
+                return not envoys(directory)
+
+            await eventually(is_gone)
             port = control.port
         await deployer.until(lambda: not deployer.gateways)
         with _Process(directory, deployer.address, port=port) as control:

@@ -13,7 +13,7 @@ from mayfly.v1.function_pb2 import State
 from mayfly.v1.source_pb2 import Failure, Stage
 from websockets.asyncio.client import connect as websocket
 
-from tests.gateway.conftest import Running
+from tests.gateway.conftest import Running, eventually
 from tests.gateway.deployer import route
 from tests.gateway.upstream import Request, echo, echo_websocket, serve
 
@@ -137,8 +137,8 @@ async def test_events_come_unbuffered_and_longer_than_the_timeout(
     async def events(request: Request) -> None:
         if request.target == "/":
             return await echo(request)
-        head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        request.writer.write(head.encode())
+        kind = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        request.writer.write(b"HTTP/1.1 200 OK\r\n" + kind)
         for number in range(3):
             await request.chunk(f"data: {number} {time.monotonic()}\n\n".encode())
             await asyncio.sleep(0.25)
@@ -274,9 +274,11 @@ async def test_unused_connections_are_closed_soon(gateway: Running) -> None:
         await gateway.deployer.put(route("idle", upstream.endpoint))
         await warm(gateway, "idle")
         await gateway.http.get("/f/idle/x")
-        async with asyncio.timeout(5):
-            while open_now:
-                await asyncio.sleep(0.1)
+
+        async def none_is_open() -> bool:
+            return not open_now
+
+        await eventually(none_is_open)
 
 
 async def test_requests_are_held_while_a_function_is_built(gateway: Running) -> None:
