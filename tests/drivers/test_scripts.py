@@ -223,3 +223,19 @@ async def test_environment_is_the_users_and_ours(world: World) -> None:
     assert values["KEY"] == "välue"
     assert values["MAYFLY_FUNCTION"] == "fn-a"
     assert not [name for name in values if name.endswith("_FD")]
+
+
+async def test_no_request_is_lost_however_often_it_is_put_to_sleep(world: World) -> None:
+    """Requests that come just when a script that does not handle SIGTERM is stopped."""
+    address = await world.script("a", server("up", kind="HTTPServer"), idle_stop=0.05)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 6
+    count = 0
+    while loop.time() < deadline:
+        answers = await asyncio.gather(*(call(address) for _ in range(3)))
+        assert [a.body for a in answers] == [b"up"] * 3
+        count += 1
+        # As long as it takes to be found idle, a little more or less each time.
+        await asyncio.sleep(0.05 + count % 7 / 500)
+    stopped = [n for n in world.told if isinstance(n, base.InstanceStopped)]
+    assert len(stopped) > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
@@ -11,6 +12,7 @@ from typing import Literal, Protocol
 from services.deployer.drivers import base
 from services.deployer.drivers.base import DeployFailed, Workload
 from services.deployer.drivers.process import memory, scaling
+from services.deployer.drivers.process.connections import Count
 from services.deployer.drivers.process.instances import Hooks, Instance, Stream
 from services.deployer.drivers.process.listeners import (
     Answerer,
@@ -35,7 +37,7 @@ class Host(Protocol):
     def release(self, instance: Instance) -> None: ...
     def notify(self, notification: base.Notification) -> None: ...
     async def renew_listener(self, function: Function) -> Listener: ...
-    def established(self, port: int) -> int: ...
+    def connections(self, port: int, *, fresh: bool = False) -> Count: ...
 
 
 class Function:
@@ -334,7 +336,7 @@ class Function:
         now = time.monotonic()
         if instance.workload.kind == "script":
             busy = self._in_flight > 0 and now - self._touched < scaling.TOUCH_VALID
-            if busy or self._host.established(self.listener.port or 0) > 0:
+            if busy or self._host.connections(self.listener.port or 0).open > 0:
                 instance.last_used = now
         delay = scaling.idle_delay(instance, now)
         if delay <= 0 and len(self._serving()) > instance.workload.min_instances:
@@ -343,8 +345,28 @@ class Function:
         self._loop.call_later(max(delay, 0.05), self._check_idle, instance)
 
     async def _retire(self, instance: Instance) -> None:
+        """End an instance that nobody uses, without losing who comes at this moment."""
+        if instance.workload.kind == "script" and not await self._stop_unused(instance):
+            self._loop.call_later(scaling.first_idle_check(instance), self._check_idle, instance)
+            return
         instance.drain("idle")
         await self._finish(instance, STOP_GRACE)
+
+    async def _stop_unused(self, instance: Instance) -> bool:
+        """Tell a script to end, unless it has just accepted a connection.
+
+        A handler's server is asked to accept no more; a script knows nothing of it. So it is
+        held, looked at, and let go with SIGTERM before any further instruction of its own. Who
+        comes meanwhile stays in the accept queue for the next instance.
+        """
+        port = self.listener.port or 0
+        held = await instance.hold()
+        if self._host.connections(port, fresh=True).accepted > 0:
+            instance.last_used = time.monotonic()
+            instance.let_go(held, None)
+            return False
+        instance.let_go(held, signal.SIGTERM)
+        return True
 
     async def _replace(self, instance: Instance) -> None:
         """End an older revision: what it has taken is finished."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 
 from runtimes.python import status as page
 from services.deployer.drivers.base import DeployFailed, Workload
+from services.deployer.drivers.process import memory
 from services.deployer.drivers.process.listeners import Listener
 from services.deployer.drivers.process.logs import LogReader
 from services.deployer.drivers.process.notify import NotificationServer, Surroundings
@@ -29,6 +30,8 @@ Stream = Literal["stdout", "stderr", "platform"]
 
 _TAIL_LINES = 50
 _MAX_BODY = 100 << 20
+_HOLD_LOOKS = 50
+_HOLD_LOOK = 0.001
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,27 @@ class Instance:
         if self.state != "ended":
             self.state = "draining"
         self.signal(signal.SIGKILL)
+
+    async def hold(self) -> list[int]:
+        """Stop all that a script has started, its first process (our init) excepted."""
+        pids = [pid for pid in memory.process_tree(self.pid) if pid != self.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for _ in range(_HOLD_LOOKS):
+            if all(memory.is_stopped(pid) for pid in pids):
+                break
+            await asyncio.sleep(_HOLD_LOOK)
+        return pids
+
+    def let_go(self, held: list[int], number: signal.Signals | None) -> None:
+        """Continue what `hold` has stopped; the program finds signal `number` waiting."""
+        if number is not None and held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(held[0], number)
+        for pid in held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def signal(self, number: signal.Signals) -> None:
         if self._pidfd >= 0:

@@ -45,6 +45,15 @@ def private_bytes(pid: int) -> int:
     return total
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it, or it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def scratch_bytes(pid: int) -> int:
     """What lies in the /tmp of an instance, given its first process."""
     try:
@@ -72,20 +81,3 @@ def cpu_seconds(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
-def established_connections() -> dict[int, int]:
-    """By local port, the TCP connections that are open (the accept queue included)."""
-    counts: dict[int, int] = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table, encoding="ascii") as file:
-                next(file)
-                for line in file:
-                    fields = line.split(maxsplit=4)
-                    if fields[3] in ("01", "08"):  # ESTABLISHED, CLOSE_WAIT
-                        port = int(fields[1].rpartition(":")[2], 16)
-                        counts[port] = counts.get(port, 0) + 1
-        except FileNotFoundError:
-            continue  # no IPv6 here
-    return counts

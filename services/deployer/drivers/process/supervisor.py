@@ -26,6 +26,7 @@ from typing import Any
 
 from services.deployer.drivers import base
 from services.deployer.drivers.process import listeners, memory, protocol, residue
+from services.deployer.drivers.process.connections import Count, read_table
 from services.deployer.drivers.process.functions import Function
 from services.deployer.drivers.process.instances import Hooks, Instance, Place, find_interpreter
 from services.deployer.drivers.process.listeners import Answerer, Listener
@@ -39,6 +40,7 @@ _UID_BLOCK = 1 << 16
 _MAX_QUEUED = 20_000
 _MEMORY_CHECK = 0.2
 _ZYGOTE_IDLE = 300.0
+_CONNECTIONS_VALID = 0.2
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Supervisor:
         self._clients: list[Client] = []
         self._waiting: list[base.Notification] = []
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._established: tuple[float, dict[int, int]] = (0.0, {})
+        self._connections: tuple[float, dict[int, Count]] = (0.0, {})
         block = zlib.crc32(str(self._data_dir).encode()) % 2000
         self._first_uid = _UID_FIRST + block * _UID_BLOCK
 
@@ -425,11 +427,12 @@ class Supervisor:
                     future.result().close()
                     unused.pop(interpreter)
 
-    def established(self, port: int) -> int:
+    def connections(self, port: int, *, fresh: bool = False) -> Count:
+        """Those of a local port; not `fresh`: as they were a moment ago, one look for all."""
         now = time.monotonic()
-        if now - self._established[0] > 0.2:
-            self._established = (now, memory.established_connections())
-        return self._established[1].get(port, 0)
+        if fresh or now - self._connections[0] > _CONNECTIONS_VALID:
+            self._connections = (now, read_table())
+        return self._connections[1].get(port, Count())
 
     def _background(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
