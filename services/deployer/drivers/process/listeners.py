@@ -136,6 +136,8 @@ class Answerer:
         count = 0
         while True:
             try:
+                # The description is shared with the program, which may have made it blocking.
+                listener.socket.setblocking(False)
                 connection, _ = listener.socket.accept()
             except BlockingIOError:
                 return count
