@@ -1,0 +1,195 @@
+"""One builder replica, put together and run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+from mayfly.v1 import build_pb2_grpc, reclaimer_pb2_grpc
+
+import runtimes
+from libs.rpc.process import StartError
+from libs.rpc.server import AddressInUse, Health, Server
+from libs.store import Store, StoreUnavailable
+from libs.store.migrate import upgrade
+from libs.telemetry import metrics as prometheus
+from libs.telemetry import setup
+from services.builder.backends.environment.archive import Limits
+from services.builder.backends.environment.backend import PLATFORM, EnvironmentBackend
+from services.builder.backends.environment.catalog import Catalog
+from services.builder.backends.environment.environments import Environments
+from services.builder.backends.environment.go import Go
+from services.builder.backends.environment.interpreters import Interpreters
+from services.builder.backends.environment.uv import Paths, Uv, environment
+from services.builder.builds import MIGRATIONS, QUERIES, SCHEMA, Builds
+from services.builder.changes import Changes
+from services.builder.config import Settings
+from services.builder.directories import Directories, remove
+from services.builder.ledger import Ledger
+from services.builder.metrics import Metrics
+from services.builder.reclaimer import NAME as RECLAIMER
+from services.builder.reclaimer import ReclaimerService
+from services.builder.removal import Removal
+from services.builder.service import NAME as BUILDS
+from services.builder.service import BuildService
+from services.builder.worker import Worker
+
+log = structlog.get_logger()
+
+STOP_SECONDS = 5.0
+HEALTH_SECONDS = 1.0
+CLEAN_SECONDS = 600.0
+
+
+async def serve(
+    settings: Settings, stop: asyncio.Event, ready: Callable[[str], None] | None = None
+) -> None:
+    """Run one replica until `stop` is set; call `ready` with its address once it answers.
+
+    Raises `StartError` when the database, the data directory or the address cannot be had.
+    """
+    async with AsyncExitStack() as stack:
+        collectors = [c for c in (settings.deployer_address, settings.otlp_endpoint) if c]
+        telemetry = setup("builder", collectors, log_level=settings.log_level)
+        stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
+        store = await _open_store(settings, stack)
+        directories = _prepare(settings)
+        metrics = Metrics(prometheus.registry())
+        _serve_metrics(settings, metrics, stack)
+        backend = _environment_backend(settings, directories, store)
+        builds = Builds(store, settings)
+        changes = Changes(store)
+        worker = Worker(builds, backend, directories, changes, settings, telemetry.tracer, metrics)
+        removal = Removal(builds, directories, worker, changes)
+        ledger = Ledger(store, settings.build_retention)
+
+        server = Server(settings.builder_listen, [BUILDS, RECLAIMER], telemetry.provider)
+        server.add(
+            build_pb2_grpc.add_BuildServiceServicer_to_server,
+            BuildService(builds, worker, backend, removal, changes, settings, PLATFORM),
+        )
+        server.add(
+            reclaimer_pb2_grpc.add_ReclaimerServiceServicer_to_server,
+            ReclaimerService(ledger, removal, directories, changes),
+        )
+        try:
+            address = await server.start()
+        except AddressInUse as error:
+            raise StartError(f"MAYFLY_BUILDER_LISTEN: {error}") from error
+        stack.push_async_callback(server.stop, STOP_SECONDS)
+        # Before the server: open calls learn of it, and children are gone when this returns.
+        stack.push_async_callback(worker.stop)
+
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(worker.run()),
+                tasks.create_task(worker.keep_claims()),
+                tasks.create_task(changes.listen()),
+                tasks.create_task(_tell_health(server.health, builds, metrics)),
+                tasks.create_task(_clean(builds, settings)),
+                # Interpreters are looked at before anybody asks for one.
+                tasks.create_task(_look_around(backend)),
+            ]
+            await server.health.set_all(True)
+            log.info("builder_serves", address=address)
+            if ready is not None:
+                ready(address)
+            await stop.wait()
+            for loop in loops:
+                loop.cancel()
+
+
+async def _open_store(settings: Settings, stack: AsyncExitStack) -> Store:
+    try:
+        store = await Store.open(settings.database_url, SCHEMA, QUERIES, max_size=8)
+        stack.push_async_callback(store.close)
+        await asyncio.to_thread(upgrade, settings.database_url, SCHEMA, MIGRATIONS)
+    except StoreUnavailable as error:
+        raise StartError(f"MAYFLY_DATABASE_URL: PostgreSQL does not answer: {error}") from error
+    return store
+
+
+def _prepare(settings: Settings) -> Directories:
+    directories = Directories(settings.data_dir / "builds")
+    try:
+        directories.prepare()
+    except OSError as error:
+        raise StartError(
+            f"MAYFLY_DATA_DIR: cannot use {error.filename}: {error.strerror}"
+        ) from error
+    return directories
+
+
+def _environment_backend(
+    settings: Settings, directories: Directories, store: Store
+) -> EnvironmentBackend:
+    paths = Paths(directories.cache, directories.interpreters)
+    environ = environment(os.environ, paths, sdists=settings.build_sdists)
+    uv = Uv(settings.uv, environ)
+
+    async def install_python(wanted: str, say: Callable[[str], None]) -> None:
+        # Made and removed here: it belongs to no build, since others will want it as well.
+        workspace = directories.temporary / f"python.{secrets.token_hex(6)}"
+        workspace.mkdir(mode=0o700)
+        try:
+            await uv.install_python(wanted, workspace, "python", say)
+        finally:
+            remove([workspace])
+
+    interpreters = Interpreters(
+        os.environ,
+        directories.interpreters,
+        install_python if settings.python_downloads else None,
+    )
+    catalog = Catalog(store, settings.resolution_age)
+    template = Path(next(iter(runtimes.__path__))) / "go" / "template"
+    at_once = settings.concurrent_installs
+    return EnvironmentBackend(
+        interpreters,
+        Environments(uv, catalog, directories.environments, PLATFORM, at_once),
+        Go(settings.go, os.environ, directories.go_cache, template, at_once),
+        Limits(bytes=settings.max_archive_bytes, files=settings.max_archive_files),
+        fingerprint=f"sdists={settings.build_sdists}",
+    )
+
+
+def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> None:
+    address = settings.builder_metrics_listen
+    try:
+        close = prometheus.serve(address, metrics.registry)
+    except OSError as error:
+        raise StartError(f"MAYFLY_BUILDER_METRICS_LISTEN: {address}: {error.strerror}") from error
+    stack.callback(close)
+
+
+async def _tell_health(health: Health, builds: Builds, metrics: Metrics) -> None:
+    """Serve only while the database answers."""
+    while True:
+        try:
+            counts = await builds.counts()
+        except StoreUnavailable:
+            await health.set_all(False)
+        else:
+            for kind in ("queued", "running", "environments"):
+                metrics.rows.labels(kind).set(counts[kind])
+            await health.set_all(True)
+        await asyncio.sleep(HEALTH_SECONDS)
+
+
+async def _clean(builds: Builds, settings: Settings) -> None:
+    """Forget resolutions that are too old to be used."""
+    while True:
+        try:
+            await builds.drop_old_resolutions(settings.resolution_age)
+        except StoreUnavailable:
+            log.warning("resolutions_not_cleaned")
+        await asyncio.sleep(CLEAN_SECONDS)
+
+
+async def _look_around(backend: EnvironmentBackend) -> None:
+    await backend.runtimes()

@@ -1,0 +1,1 @@
+"""Ways to build, one folder each, behind `base.Backend`."""

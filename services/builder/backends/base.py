@@ -1,0 +1,82 @@
+"""What a backend is: something that makes artefacts from sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from mayfly.v1.build_pb2 import Artefact, Runtime
+from mayfly.v1.source_pb2 import Stage
+
+Kind = Literal["handler", "script", "archive", "image"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A build that is to be done.
+
+    `id` follows from the content, `uid` is this incarnation's own, `token` is the claim of the
+    worker that does it. The artefact goes to `directory`, an absolute path that does not exist
+    yet (or holds the very same artefact, of an earlier try); `workspace` is an empty directory on
+    the same file system, removed afterwards whatever happens.
+    """
+
+    id: str
+    uid: str
+    token: str
+    runtime: str
+    kind: Kind
+    source: bytes
+    directory: Path
+    workspace: Path
+
+
+class Step(Protocol):
+    """A step that is under way."""
+
+    def detail(self, text: str) -> None:
+        """Say what it did, in a few words for a person."""
+        ...
+
+
+class Progress(Protocol):
+    """Who is told how a build goes."""
+
+    def log(self, line: str) -> None:
+        """A line of the build's log."""
+        ...
+
+    def step(self, stage: Stage.ValueType) -> AbstractContextManager[Step]:
+        """A step, from entering to leaving; an exception marks it as failed."""
+        ...
+
+    def span(self, name: str, **attributes: str | int) -> AbstractContextManager[None]:
+        """A part of a step that is worth a span of its own."""
+        ...
+
+
+class Backend(Protocol):
+    """Makes artefacts. Every method is idempotent and may run in many replicas at once."""
+
+    def supports(self, runtime: str, kind: Kind) -> bool:
+        """Whether sources of this kind can be built for this runtime, where it is available."""
+        ...
+
+    async def runtimes(self) -> Sequence[Runtime]:
+        """Return the runtimes and whether each can be used here."""
+        ...
+
+    async def fingerprint(self, runtime: str) -> str:
+        """Return what decides an artefact besides its source. Raises `BuildFailed`."""
+        ...
+
+    async def build(self, order: Order, progress: Progress) -> Artefact:
+        """Make the artefact. Raises `BuildFailed`; any other exception is a fault of ours."""
+        ...
+
+    async def present(self, artefact: Artefact) -> bool:
+        """Whether all that an artefact needs is still there."""
+        ...

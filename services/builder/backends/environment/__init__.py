@@ -1,0 +1,1 @@
+"""Builds on this machine: Python environments by uv, Go programs by the Go toolchain."""
