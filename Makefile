@@ -29,6 +29,9 @@ $(VENV)/bin/python:
 $(VENV)/.ready: requirements.txt pyproject.toml hatch_build.py $(wildcard proto/mayfly/v1/*.proto) | $(VENV)/bin/python
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	@# xds-protos brings old copies of these two packages' modules; whichever is written last wins.
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt \
+		--reinstall-package opentelemetry-proto --reinstall-package googleapis-common-protos
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --build-constraints requirements-dev.txt -e .
 	@touch $@
 
