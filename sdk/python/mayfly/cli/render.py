@@ -161,7 +161,7 @@ def runtime_lines(runtimes: Sequence[Runtime]) -> Iterator[Text]:
         if not runtime.available:
             yield Text.assemble(("  why not    ", "dim"), runtime.unavailable_reason)
         for index, line in enumerate(runtime.example.rstrip().splitlines()):
-            yield Text.assemble((f"  {'' if index else 'example':<11}", "dim"), line)
+            yield Text.assemble((f"  {'' if index else 'example':<11}", "dim"), line.expandtabs(4))
 
 
 def _ends_at(function: Function) -> str:
