@@ -39,6 +39,8 @@ CONNECTION_LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    # What a connection says that was told of the server's end while it was idle.
+    asyncpg.InternalClientError,
 )
 CONFLICT = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
@@ -86,6 +88,9 @@ class Store:
         try:
             with _translated():
                 yield connection
+        except StoreUnavailable:
+            connection.terminate()
+            raise
         finally:
             await self._release(connection)
 

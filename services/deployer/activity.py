@@ -57,8 +57,11 @@ class Activity:
             self._open.pop(gateway, None)
             log.warning("activity_not_kept", gateway=gateway, error=str(error))
         total = self._total(set(used) | set(now_open))
-        for uid, in_flight in total.items():
-            await self._driver.touch(uid, in_flight)
+        try:
+            for uid, in_flight in total.items():
+                await self._driver.touch(uid, in_flight)
+        except Exception as error:  # noqa: BLE001 - the next report tells the driver again
+            log.warning("driver_not_told", error=str(error))
 
     def _total(self, uids: set[str]) -> dict[str, int]:
         return {uid: sum(o.get(uid, 0) for o in self._open.values()) for uid in uids}

@@ -32,10 +32,12 @@ from services.deployer.housekeeping import keep_house
 from services.deployer.journal import Journal
 from services.deployer.lookup import Lookup
 from services.deployer.metrics import DeployerCollector, register
-from services.deployer.notifications import Instances, Restoration, follow, until_done
+from services.deployer.notifications import Instances, follow
+from services.deployer.readiness import watch_store
 from services.deployer.reclaimer import ReclaimerService, Reclamation
 from services.deployer.reconciler import Reconciler, Terms
 from services.deployer.replicas import Replicas
+from services.deployer.restoration import Restoration, until_done
 from services.deployer.routes import Gateways, RouteService
 from services.deployer.rows import FunctionRow
 from services.deployer.service import FunctionService, Rules
@@ -54,6 +56,7 @@ SERVICES = (
     "mayfly.v1.RouteService",
     "mayfly.v1.ReclaimerService",
 )
+NEED_STORE = ("mayfly.v1.FunctionService", "mayfly.v1.ReclaimerService")
 _GRACE_SECONDS = 2.0
 _DRAIN_SECONDS = 3.0
 _FLUSH_MILLISECONDS = 1000
@@ -196,6 +199,8 @@ class Deployer:
             self.reconciler.look()
             self.restored.set()
             await server.health.set_all(True)
+            watching = watch_store(self._store, server.health, NEED_STORE)
+            tasks.append(asyncio.create_task(watching, name="readiness"))
             log.info("serving", address=address, functions=len(self.catalog.entries))
             if ready is not None:
                 ready(address)

@@ -37,6 +37,7 @@ log = structlog.get_logger()
 _SHORT_WAIT = Duration(nanos=100_000_000)
 _CALL_SECONDS = 40.0
 _RUNTIMES_SECONDS = 30.0
+_RUNTIMES_AGAIN_SECONDS = 3.0
 _RELEASES_AT_ONCE = 32
 _TRANSIENT = frozenset(
     {
@@ -74,20 +75,30 @@ class Builds:
         self._stub: Any = BuildServiceStub(channel)
         self._runtimes: dict[str, Runtime] = {}
         self._runtimes_until = 0.0
+        self._asking: asyncio.Task[None] | None = None
         self._releasing = asyncio.Semaphore(_RELEASES_AT_ONCE)
 
     async def runtimes(self) -> Mapping[str, Runtime]:
         """Return the runtimes by name, at most half a minute old; empty when never reached."""
         now = asyncio.get_running_loop().time()
         if now >= self._runtimes_until:
-            try:
-                answer = await self._stub.ListRuntimes(ListRuntimesRequest(), timeout=2)
-            except grpc.aio.AioRpcError as error:
-                log.info("runtimes_not_known", code=error.code().name)
-            else:
-                self._runtimes = {runtime.name: runtime for runtime in answer.runtimes}
-                self._runtimes_until = now + _RUNTIMES_SECONDS
+            # Whoever comes meanwhile makes do with what is known.
+            self._runtimes_until = now + _RUNTIMES_AGAIN_SECONDS
+            asking = self._asking = asyncio.create_task(self._ask_runtimes())
+            if not self._runtimes:
+                await asyncio.shield(asking)
+        elif not self._runtimes and self._asking is not None:
+            await asyncio.shield(self._asking)
         return self._runtimes
+
+    async def _ask_runtimes(self) -> None:
+        try:
+            answer = await self._stub.ListRuntimes(ListRuntimesRequest(), timeout=2)
+        except grpc.aio.AioRpcError as error:
+            log.info("runtimes_not_known", code=error.code().name)
+            return
+        self._runtimes = {runtime.name: runtime for runtime in answer.runtimes}
+        self._runtimes_until = asyncio.get_running_loop().time() + _RUNTIMES_SECONDS
 
     async def build(self, order: Order, tell: Callable[[Sequence[Event]], None]) -> Build:
         """Return the ended build; `tell` gets its steps and log lines as they come.

@@ -454,3 +454,6 @@ ON CONFLICT DO NOTHING;
 
 -- name: spans_of(trace_id)
 SELECT * FROM spans WHERE trace_id = :trace_id ORDER BY start_time, end_time DESC;
+
+-- name: is_there()$
+SELECT 1;

@@ -111,9 +111,11 @@ class Reclamation:
         )
         done: list[tuple[FunctionRow, ReclaimOutcome]] = []
         for row, (from_builder, builder_error) in zip(rows, released, strict=True):
-            found, driver_error = removed
-            outcome = _outcome(row, found.get(row.uid, []), from_builder)
-            error = "; ".join(e for e in (driver_error, builder_error) if e)
+            by_uid, driver_error = removed
+            found = by_uid.get(row.uid, [])
+            outcome = _outcome(row, [r for r in found if r.type != "error"], from_builder)
+            own_errors = [f"{r.id}: {r.detail}" for r in found if r.type == "error"]
+            error = "; ".join(e for e in (driver_error, builder_error, *own_errors) if e)
             outcomes[row.uid] = outcome
             if error:
                 outcome.result = ReclaimOutcome.RESULT_FAILED

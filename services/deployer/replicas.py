@@ -12,7 +12,7 @@ import structlog
 
 from libs.store import Store, StoreUnavailable
 from services.deployer.lookup import Lookup
-from services.deployer.notifications import Restoration
+from services.deployer.restoration import Restoration
 from services.deployer.rows import FunctionRow
 from services.deployer.wakeups import Wakeups
 

@@ -190,17 +190,15 @@ class FunctionService(FunctionServiceServicer):
         if request.HasField("ttl"):
             ttl = check_ttl(request.ttl, self._rules.bounds, "ttl")
         row = await self._lookup.newest(id_of(request.name))
-        async with self._store.connection() as connection:
-            record = await self._store.queries.renew_function(
-                connection,
-                uid=row.uid,
-                ttl=ttl,
-                floor=self._rules.idle_floor(),
-                replica=self._rules.replica,
-            )
-        if record is None:
+        renewed = await self._row(
+            "renew_function",
+            uid=row.uid,
+            ttl=ttl,
+            floor=self._rules.idle_floor(),
+            replica=self._rules.replica,
+        )
+        if renewed is None:
             raise _ended(await self._lookup.newest(row.id))
-        renewed = row_of(record)
         self._catalog.update([renewed])
         self._wakeups.wake([renewed.uid])
         self._look()
@@ -260,6 +258,9 @@ class FunctionService(FunctionServiceServicer):
                 try:
                     return await self._insert(wish, function_id, uid, request_id, root), True
                 except UniqueViolation as taken:
+                    # Ours, when the answer to a first try was lost with its connection.
+                    if mine := await self._lookup.by_uids([uid]):
+                        return mine[0], True
                     if request_id and (row := await self._by_request(request_id)) is not None:
                         return row, False
                     if taken.constraint != _ID_CONSTRAINT:
@@ -275,39 +276,45 @@ class FunctionService(FunctionServiceServicer):
             field="function_id",
         )
 
+    async def _row(self, query: str, **parameters: Any) -> FunctionRow | None:
+        """Run a statement that may be repeated and returns a row; again where PostgreSQL left."""
+
+        async def run() -> FunctionRow | None:
+            async with self._store.connection() as connection:
+                record = await getattr(self._store.queries, query)(connection, **parameters)
+            return row_of(record) if record else None
+
+        return await self._store.retrying(run)
+
     async def _insert(
         self, wish: Wish, function_id: str, uid: str, request_id: str, root: Root
     ) -> FunctionRow:
         spec = wish.spec
         ttl = spec.ttl.ToTimedelta() if spec.HasField("ttl") else self._rules.default_ttl
-        async with self._store.connection() as connection:
-            record = await self._store.queries.create_function(
-                connection,
-                uid=uid,
-                id=function_id,
-                target=self._rules.target,
-                request_id=request_id or None,
-                runtime=spec.runtime,
-                labels=json.dumps(dict(spec.labels)),
-                spec=spec.SerializeToString(),
-                source=wish.source.SerializeToString(),
-                ttl=ttl,
-                idle_timeout=_idle_timeout(spec),
-                traceparent=root.traceparent,
-                trace_id=traceparent.trace_id_of(root.traceparent),
-                parent_span_id=root.parent_span_id,
-                event=_PENDING,
-                owner=self._rules.replica,
-                claim=self._rules.claim,
-            )
-        return row_of(record)
+        row = await self._row(
+            "create_function",
+            uid=uid,
+            id=function_id,
+            target=self._rules.target,
+            request_id=request_id or None,
+            runtime=spec.runtime,
+            labels=json.dumps(dict(spec.labels)),
+            spec=spec.SerializeToString(),
+            source=wish.source.SerializeToString(),
+            ttl=ttl,
+            idle_timeout=_idle_timeout(spec),
+            traceparent=root.traceparent,
+            trace_id=traceparent.trace_id_of(root.traceparent),
+            parent_span_id=root.parent_span_id,
+            event=_PENDING,
+            owner=self._rules.replica,
+            claim=self._rules.claim,
+        )
+        assert row is not None  # an insert returns its row or raises
+        return row
 
     async def _by_request(self, request_id: str) -> FunctionRow | None:
-        async with self._store.connection() as connection:
-            record = await self._store.queries.function_by_request(
-                connection, request_id=request_id
-            )
-        return row_of(record) if record else None
+        return await self._row("function_by_request", request_id=request_id)
 
     async def _end_overdue(self, function_id: str) -> bool:
         """End the function of an id if its lease has run out; an id is free from then on."""
@@ -315,18 +322,16 @@ class FunctionService(FunctionServiceServicer):
         return row.ended_time is not None or await self._end(row, delete=False) is not None
 
     async def _end(self, row: FunctionRow, *, delete: bool) -> FunctionRow | None:
-        async with self._store.connection() as connection:
-            record = await self._store.queries.end_function(
-                connection,
-                uid=row.uid,
-                delete=delete,
-                expired=_EXPIRED,
-                deleted=_DELETED,
-                replica=self._rules.replica,
-            )
-        if record is None:
+        ended = await self._row(
+            "end_function",
+            uid=row.uid,
+            delete=delete,
+            expired=_EXPIRED,
+            deleted=_DELETED,
+            replica=self._rules.replica,
+        )
+        if ended is None:
             return None
-        ended = row_of(record)
         self._catalog.update([ended])
         self._wakeups.wake([ended.uid])
         return ended
@@ -334,25 +339,21 @@ class FunctionService(FunctionServiceServicer):
     async def _update(
         self, row: FunctionRow, spec: Function, source: Source | None, *, redeploy: bool
     ) -> FunctionRow | None:
-        async with self._store.connection() as connection:
-            record = await self._store.queries.update_function(
-                connection,
-                uid=row.uid,
-                version=row.version,
-                floor=self._rules.idle_floor(),
-                spec=spec.SerializeToString(),
-                labels=json.dumps(dict(spec.labels)),
-                runtime=spec.runtime,
-                idle_timeout=_idle_timeout(spec)
-                if spec.HasField("idle_timeout")
-                else row.idle_timeout,
-                source=source.SerializeToString() if source else None,
-                redeploy=redeploy,
-                owner=self._rules.replica,
-                claim=self._rules.claim,
-                replica=self._rules.replica,
-            )
-        return row_of(record) if record else None
+        return await self._row(
+            "update_function",
+            uid=row.uid,
+            version=row.version,
+            floor=self._rules.idle_floor(),
+            spec=spec.SerializeToString(),
+            labels=json.dumps(dict(spec.labels)),
+            runtime=spec.runtime,
+            idle_timeout=_idle_timeout(spec) if spec.HasField("idle_timeout") else row.idle_timeout,
+            source=source.SerializeToString() if source else None,
+            redeploy=redeploy,
+            owner=self._rules.replica,
+            claim=self._rules.claim,
+            replica=self._rules.replica,
+        )
 
     async def _list(
         self, wanted: Filter, before: tuple[datetime, str] | None, count: int, *, show_ended: bool
