@@ -67,8 +67,9 @@ def _configure_logging(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    # An exporter whose collector is away says so on every try; the spans are what is lost.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    # An exporter whose collector is away (at every stop the embedded sink ends before its last
+    # clients) says so on each try; what is lost are spans, and no operator can act upon it.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
 
 def _add_trace_ids(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -72,7 +72,7 @@ def wire(settings: StandaloneSettings, database_url: str) -> Wiring:
     )
 
 
-def _load(kind: type[SettingsT], given: dict[str, object]) -> SettingsT:
+def _load(kind: type[SettingsT], given: Mapping[str, object]) -> SettingsT:
     known = {name: value for name, value in given.items() if name in kind.model_fields}
     try:
         return kind(**known)  # pyright: ignore[reportArgumentType]
