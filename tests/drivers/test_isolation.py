@@ -213,6 +213,19 @@ async def test_unix_sockets(world: World) -> None:
     assert await it.run(link) == "ENOENT"
 
 
+async def test_pools_and_managers_work(world: World) -> None:
+    it = await inside(world)
+    pool = (
+        "(lambda p: (p.submit(pow, 2, 10).result(), p.shutdown())[0])"
+        "(__import__('concurrent.futures').futures.ProcessPoolExecutor(2))"
+    )
+    assert await it.run(pool) == 1024
+    manager = (
+        "(lambda m: (m.list([1, 2])[:], m.shutdown())[0])(__import__('multiprocessing').Manager())"
+    )
+    assert await it.run(manager) == [1, 2]
+
+
 async def test_connect_that_hangs_blocks_nobody(world: World) -> None:
     """A blocking connect is waited for by the event loop of the supervisor."""
     it = await inside(world, timeout=3.0)

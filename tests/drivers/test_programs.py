@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.deployer.drivers import base
-from tests.drivers.conftest import INTERPRETER, World, call
+from tests.drivers.conftest import INTERPRETER, Start, World, call, eventually
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "runtimes" / "go" / "template"
 
@@ -168,6 +168,50 @@ def root():
 if __name__ == '__main__':
     uvicorn.run(app, host='0.0.0.0', port=8000, loop='uvloop')
 """
+
+
+def other_interpreters() -> list[Path]:
+    home = Path.home() / ".pyenv" / "versions"
+    found = [
+        next(iter(sorted(home.glob(f"{version}.*/bin/python{version}"))), None)
+        for version in ("3.9", "3.10", "3.12", "3.13")
+    ]
+    return [path.resolve() for path in found if path is not None]
+
+
+@pytest.mark.parametrize("interpreter", other_interpreters(), ids=lambda path: path.name)
+async def test_other_interpreters(world: World, interpreter: Path) -> None:
+    code = (
+        "import sys, json, asyncio, ssl\n"
+        "async def handler(e, c):\n"
+        "    await asyncio.sleep(0)\n"
+        "    return [sys.version_info[0], sys.version_info[1], sys.path]\n"
+    )
+    address = await world.handler("a", code, interpreter=interpreter, idle_stop=0.2)
+    await world.told_of(base.BecameIdle, "a")
+    major, minor, path = json.loads((await call(address)).body)
+    assert f"python{major}.{minor}" == interpreter.name
+    assert path[0] == "/function"
+    assert not [entry for entry in path if "mayfly" in entry or "site-packages" in entry]
+
+
+async def test_zygotes_without_functions_end(start: Start) -> None:
+    if not other_interpreters():
+        pytest.skip("one interpreter only")
+    interpreter = other_interpreters()[0]
+    world = await start(zygote_idle=0.5)
+    await world.handler("a", "def handler(e, c): return 1\n", interpreter=interpreter)
+
+    async def zygotes() -> int:
+        return sum(r.detail == "zygote" for r in await world.driver.list_resources())
+
+    assert await zygotes() == 2
+    await world.driver.remove(["a"])
+
+    async def one() -> bool:
+        return await zygotes() == 1
+
+    await eventually(one)
 
 
 @pytest.mark.needs_index

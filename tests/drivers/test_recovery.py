@@ -193,3 +193,42 @@ async def test_removal_while_it_starts(world: World) -> None:
     with pytest.raises(base.DeployFailed):
         await deploying
     assert not [r for r in await world.driver.list_resources() if r.uid == "a"]
+
+
+async def test_what_is_found_can_be_removed(world: World) -> None:
+    await fill(world)
+    for resource in await world.driver.list_resources():
+        if resource.uid is not None:
+            await world.driver.remove_resource(resource)
+            await world.driver.remove_resource(resource)
+
+    async def gone() -> bool:
+        found = await world.driver.list_resources()
+        return not [r for r in found if r.uid is not None]
+
+    await eventually(gone)
+
+
+async def test_foreign_things_are_not_removed(world: World) -> None:
+    """Neither a process that is not ours, whatever the number, nor a file elsewhere."""
+    outside = world.data_dir / "kept.sock"
+    outside.touch()
+    await world.driver.remove_resource(base.Resource("socket", f"unix:{outside}", None, ""))
+    assert outside.exists()
+    sleeper = subprocess.Popen(["/bin/sleep", "60"])  # noqa: ASYNC220 - no longer than any start
+    try:
+        await world.driver.remove_resource(base.Resource("process", str(sleeper.pid), "a", ""))
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+async def test_starts_that_fail_again_and_again_are_spaced(world: World) -> None:
+    workload = world.workload("a", {"handler.py": HELLO}, idle_stop=0.1)
+    address = await world.deploy(workload)
+    await world.told_of(base.BecameIdle, "a")
+    (workload.artefact_dir / "handler.py").write_text("raise OSError('gone')\n")
+    answers = [await call(address) for _ in range(4)]
+    assert [a.status for a in answers] == [503] * 4
+    assert answers[3].seconds > 0.3  # 0.1 s, 0.2 s, 0.4 s

@@ -221,6 +221,7 @@ async def test_environment_is_the_users_and_ours(world: World) -> None:
     answer = await call(await world.script("a", code, env={"KEY": "välue", "PORT": "1"}))
     values = json.loads(answer.body)
     assert values["KEY"] == "välue"
+    assert values["PORT"] == "8000"
     assert values["MAYFLY_FUNCTION"] == "fn-a"
     assert not [name for name in values if name.endswith("_FD")]
 

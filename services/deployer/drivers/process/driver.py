@@ -47,6 +47,7 @@ class ProcessDriver:
         interpreter: Path | None = None,
         public_ports: Sequence[int] = (),
         scratch_bytes: int = 64 << 20,
+        zygote_idle: float = 300.0,
     ) -> None:
         self._settings = Settings(
             data_dir=str(data_dir.absolute()),
@@ -54,6 +55,7 @@ class ProcessDriver:
             public_ports=tuple(public_ports),
             scratch_bytes=scratch_bytes,
             parent=os.getpid(),
+            zygote_idle=zygote_idle,
         )
         self._socket = data_dir.absolute() / "process" / "supervisor.sock"
         self._child: subprocess.Popen[bytes] | None = None

@@ -56,6 +56,7 @@ class Function:
         self._check: asyncio.TimerHandle | None = None
         self._pressure = 0
         self._starts_failed = 0
+        self._not_before = 0.0
         self._idle_said = True
         self._tasks: set[asyncio.Task[None]] = set()
         self._hooks = Hooks(log=self._on_log, ended=self._on_ended, draining=self._on_draining)
@@ -74,7 +75,7 @@ class Function:
                     self._arm()
                 raise
             self.workload = workload
-            self._starts_failed = 0
+            self._starts_failed, self._not_before = 0, 0.0
             for old in self.instances:
                 if old is not instance and old.workload.revision != workload.revision:
                     self._spawn(self._replace(old))
@@ -230,7 +231,14 @@ class Function:
 
     def _arm(self) -> None:
         """Look at the listening socket again."""
-        if not self._armed and not self.removed and self.listener.is_open():
+        if self._armed or self.removed or not self.listener.is_open():
+            return
+        wait = self._not_before - time.monotonic()
+        if wait > 0 and not self._serving():
+            if self._check is not None:
+                self._check.cancel()
+            self._check = self._loop.call_later(wait, self._arm)
+        else:
             self._loop.add_reader(self.listener.socket, self._on_readable)
             self._armed = True
 
@@ -289,6 +297,7 @@ class Function:
 
     async def _wake(self) -> None:
         """Start one instance for those who wait."""
+        await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
         workload = self.workload
         if workload is None or self.removed:
             return
@@ -299,20 +308,21 @@ class Function:
             await self._start(workload)
         except DeployFailed as failure:
             if not self.removed:
-                await self._after_failed_wake(failure)
-        else:
-            self._starts_failed = 0
+                self._after_failed_wake(failure)
         self._arm()
 
-    async def _after_failed_wake(self, failure: DeployFailed) -> None:
-        """Tell the log and those who wait; then wait longer from time to time."""
-        self._starts_failed += 1
+    def _after_failed_wake(self, failure: DeployFailed) -> None:
+        """Tell the log and those who wait; the next start waits longer each time."""
+        self._put_off()
         self._log_platform("", f"could not start: {failure.reason}: {failure.message}")
         if self._serving():
             return
         body = error_body(503, failure.reason, failure.message, failure.fix)
         self._host.answerer.answer_waiting(self.listener, error_response(503, body))
-        await asyncio.sleep(scaling.backoff(self._starts_failed))
+
+    def _put_off(self) -> None:
+        self._starts_failed += 1
+        self._not_before = time.monotonic() + scaling.backoff(self._starts_failed)
 
     async def _mend(self) -> None:
         """An instance has shut the shared socket down: a new one, and new instances."""
@@ -339,6 +349,7 @@ class Function:
             if busy or self._host.connections(self.listener.port or 0).open > 0:
                 instance.last_used = now
         delay = scaling.idle_delay(instance, now)
+        self._starts_failed = 0  # it has lasted
         if delay <= 0 and len(self._serving()) > instance.workload.min_instances:
             self._spawn(self._retire(instance))
             return
@@ -427,6 +438,8 @@ class Function:
         reason = instance.stop_reason or "exited"
         was_ready = instance.ready.done() and not instance.ready.cancelled()
         if was_ready and not instance.ready.exception():
+            if reason == "exited" and time.monotonic() - instance.started_at < scaling.EARLY_END:
+                self._put_off()
             if reason == "exited":
                 self._log_platform(
                     instance.name, f"it ended by itself: {scaling.describe_exit(code)}"

@@ -308,6 +308,14 @@ class Instance:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
+    def lose(self) -> None:
+        """Nobody will say how it ended; its descriptor says when."""
+        self.kill("zygote-lost")
+        if self._pidfd < 0:
+            self.on_exit(-signal.SIGKILL)
+        else:
+            self._loop.add_reader(self._pidfd, self.on_exit, -signal.SIGKILL)
+
     def on_exit(self, code: int) -> None:
         """Its first process has ended, and with it all others."""
         if self.state == "ended":
@@ -340,6 +348,7 @@ class Instance:
         if self._server is not None:
             self._server.close()
         if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
         self._status = None
@@ -389,10 +398,15 @@ def environment_of(workload: Workload) -> dict[str, str]:
         path = f"/env/bin:{path}"
         values["VIRTUAL_ENV"] = "/env"
     values["PATH"] = path
+    own = {
+        "MAYFLY_FUNCTION": workload.function_id,
+        "MAYFLY_URL": workload.url,
+        "MAYFLY_INSTANCE": workload.uid,
+    }
     if workload.kind == "script":
-        values["PORT"] = str(workload.port)
+        own["PORT"] = str(workload.port)
     if workload.kind == "go_handler":
-        values |= {
+        own |= {
             "MAYFLY_LISTEN_FD": "3",
             "MAYFLY_CONTROL_FD": "4",
             "MAYFLY_STATUS_FD": "5",
@@ -401,15 +415,7 @@ def environment_of(workload: Workload) -> dict[str, str]:
             "MAYFLY_MAX_BODY": str(max_body(workload)),
             "GOMEMLIMIT": str(workload.limits.memory_bytes * 9 // 10),
         }
-    return (
-        values
-        | dict(workload.env)
-        | {
-            "MAYFLY_FUNCTION": workload.function_id,
-            "MAYFLY_URL": workload.url,
-            "MAYFLY_INSTANCE": workload.uid,
-        }
-    )
+    return values | dict(workload.env) | own
 
 
 def max_body(workload: Workload) -> int:

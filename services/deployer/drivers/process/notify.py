@@ -31,6 +31,7 @@ _ADDFD_FLAG_SETFD = 1
 _MAX_ADDRESS = 128
 _MAX_DATAGRAM = 1 << 16
 _MAX_PENDING = 512
+_MAX_PORTS = 64
 _CALLS = asked_calls(kernel.MACHINE)
 
 
@@ -87,6 +88,7 @@ class NotificationServer:
         self._around = surroundings
         self._loop = asyncio.get_running_loop()
         self._pending: set[asyncio.Task[None]] = set()
+        self._held: dict[int, socket.socket] = {}
         self._resolvers = _resolvers()
         self._loop.add_reader(fd, self._on_readable)
 
@@ -98,6 +100,8 @@ class NotificationServer:
         os.close(fd)
         for task in self._pending:
             task.cancel()
+        for sock in self._held.values():
+            sock.close()
 
     def _on_readable(self) -> None:
         buffer = bytearray(80)
@@ -204,8 +208,8 @@ class NotificationServer:
             if is_stream:
                 target = policy.with_loopback(raw, 0)
                 _raw_call("bind", sock, target)
-                given = int(sock.getsockname()[1])
-                self.ports.asked[address.port or given] = given
+                if address.port:
+                    self._keep(address.port, sock)
                 return
             # Datagrams: any address, but only a port that the kernel chooses.
             if address.port:
@@ -256,11 +260,22 @@ class NotificationServer:
                 loopback = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
                 sock.bind((loopback, 0))
                 port = sock.getsockname()[1]
-                self.ports.asked[port] = port
             elif host not in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
                 raise _Refused(errno.EACCES)
+            if port not in self.ports.asked.values():
+                self._keep(port, sock)
             sock.listen(_as_int(call.args[1]))
-            self._heard(next((a for a, g in self.ports.asked.items() if g == port), port))
+            self._heard(next(a for a, g in self.ports.asked.items() if g == port))
+
+    def _keep(self, asked: int, sock: socket.socket) -> None:
+        """Remember a port, and hold it: who has it next may be another function."""
+        if asked not in self._held and len(self._held) >= _MAX_PORTS:
+            raise _Refused(errno.EADDRINUSE)
+        previous = self._held.pop(asked, None)
+        if previous is not None:
+            previous.close()
+        self._held[asked] = sock.dup()
+        self.ports.asked[asked] = int(sock.getsockname()[1])
 
     def _heard(self, port: int) -> None:
         if port not in self.ports.listening:

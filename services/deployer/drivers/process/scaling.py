@@ -19,6 +19,8 @@ CHECK_AT_MOST = 0.2
 # Looks in a row at which a script, whose load cannot be seen, left somebody waiting.
 _SCRIPT_LOOKS = 3
 _HANDLER_LOOKS = 1
+# An instance that ends by itself within this many seconds counts as one that did not start.
+EARLY_END = 2.0
 # How long a count from the gateway holds.
 TOUCH_VALID = 15.0
 

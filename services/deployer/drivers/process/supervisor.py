@@ -39,7 +39,6 @@ _UID_FIRST = 0x70000000
 _UID_BLOCK = 1 << 16
 _MAX_QUEUED = 20_000
 _MEMORY_CHECK = 0.2
-_ZYGOTE_IDLE = 300.0
 _CONNECTIONS_VALID = 0.2
 
 
@@ -48,7 +47,8 @@ class Settings:
     """data_dir: the platform's. interpreter: that of the zygote kept warm.
 
     public_ports: the gateway's, which functions may connect to. scratch_bytes: size of an
-    instance's /tmp. parent: the process to end with; 0 for none.
+    instance's /tmp. parent: the process to end with; 0 for none. zygote_idle: seconds that an
+    interpreter's zygote stays after its last function.
     """
 
     data_dir: str
@@ -56,6 +56,7 @@ class Settings:
     public_ports: tuple[int, ...] = ()
     scratch_bytes: int = 64 << 20
     parent: int = 0
+    zygote_idle: float = 300.0
 
 
 class Client:
@@ -169,7 +170,9 @@ class Supervisor:
         try:
             while line := await reader.readline():
                 self._background(self._serve_request(client, json.loads(line)))
-        except (ConnectionError, ValueError) as error:
+        except ConnectionError:
+            return  # it is gone
+        except ValueError as error:
             sys.stderr.write(f"supervisor: a client was cut off: {error}\n")
         finally:
             self._clients.remove(client)
@@ -379,11 +382,10 @@ class Supervisor:
             instance.on_exit(code)
 
     def _on_lost(self, zygote: Zygote) -> None:
-        """All of its instances were in its pid namespace, so they are gone."""
+        """The kernel ends all of its instances, which live in its pid namespace."""
         for name, (owner, _number) in list(self._owners.items()):
             if owner is zygote and (instance := self._instances.get(name)) is not None:
-                instance.stop_reason = instance.stop_reason or "zygote-lost"
-                instance.on_exit(-int(signal.SIGKILL))
+                instance.lose()
 
     async def _watch_memory(self) -> None:
         """End instances whose processes together use more than they may."""
@@ -404,7 +406,7 @@ class Supervisor:
         """End those whose interpreter no function has used for a while, but for the default."""
         unused: dict[str, float] = {}
         while True:
-            await asyncio.sleep(_ZYGOTE_IDLE / 10)
+            await asyncio.sleep(self._settings.zygote_idle / 10)
             now = time.monotonic()
             wanted = {
                 find_interpreter(function.workload, self._settings.interpreter)
@@ -420,7 +422,7 @@ class Supervisor:
                 elif not self._is_usable(future):
                     del self._zygotes[interpreter]
                 elif (
-                    now - unused.setdefault(interpreter, now) >= _ZYGOTE_IDLE
+                    now - unused.setdefault(interpreter, now) >= self._settings.zygote_idle
                     and not future.result().is_used
                 ):
                     del self._zygotes[interpreter]

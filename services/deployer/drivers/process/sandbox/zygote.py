@@ -144,13 +144,16 @@ class Zygote:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
-        while True:
-            for fd, _events in poll.poll():
-                if fd == wake_read:
-                    os.read(wake_read, 4096)
-                    self._reap()
-                elif not self._take_message():
-                    return
+        try:
+            while True:
+                for fd, _events in poll.poll():
+                    if fd == wake_read:
+                        os.read(wake_read, 4096)
+                        self._reap()
+                    elif not self._take_message():
+                        return
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the supervisor went while it was told something
 
     def _take_message(self) -> bool:
         data, _fds = receive(self._channel)
