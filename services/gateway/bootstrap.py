@@ -240,7 +240,8 @@ def _connection_manager(inputs: Inputs) -> Config:
                 "@type": "type.googleapis.com/"
                 "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
                 "pack_trace_reason": False,
-                "use_request_id_for_trace_sampling": False,
+                # Off, every request would be traced, and the sampling left to the tracer.
+                "use_request_id_for_trace_sampling": True,
             }
         },
         "early_header_mutation_extensions": [_strip_trusted_headers()],
