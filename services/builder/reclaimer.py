@@ -69,12 +69,11 @@ class ReclaimerService(ReclaimerServiceServicer):
         while True:
             self._changes.deadlines.clear()
             try:
-                now = {
-                    row["name"]: deadline_of(row) for row in await self._ledger.deadlines(_HORIZON)
-                }
+                rows = await self._ledger.deadlines(_HORIZON)
             except StoreUnavailable:
                 await asyncio.sleep(_LOOK_SECONDS)
                 continue
+            now: dict[str, Deadline] = {row["name"]: deadline_of(row) for row in rows}
             upserts = [each for name, each in now.items() if told.get(name) != each]
             removals = [name for name in told if name not in now]
             for start in range(0, len(upserts), _CHUNK):
@@ -195,7 +194,7 @@ class ReclaimerService(ReclaimerServiceServicer):
                 outcome.result = ReclaimOutcome.RESULT_NOT_FOUND
             elif not known.why_orphan(thing):
                 outcome.result = ReclaimOutcome.RESULT_RENEWED
-            elif why := await asyncio.to_thread(remove_thing, thing):
+            elif why := await asyncio.to_thread(remove_thing, thing, self._directories):
                 outcome.result, outcome.error = ReclaimOutcome.RESULT_FAILED, why
             else:
                 outcome.result = ReclaimOutcome.RESULT_RECLAIMED
@@ -204,7 +203,7 @@ class ReclaimerService(ReclaimerServiceServicer):
         return outcomes
 
 
-def remove_thing(thing: Thing) -> str:
+def remove_thing(thing: Thing, directories: Directories) -> str:
     """Remove an orphan; return why it could not be, "" when it is gone. Blocks."""
     if thing.type != PROCESS:
         return "; ".join(remove([Path(thing.id)]).values())
@@ -215,7 +214,7 @@ def remove_thing(thing: Thing) -> str:
         return ""
     try:
         # The descriptor is that of one process for good; is it still the one that was meant?
-        same = process(number)
+        same = process(number, directories)
         if same is not None and same.id == thing.id:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     except ProcessLookupError:

@@ -15,7 +15,7 @@ _MARK = f"{MARKER}=".encode()
 
 @dataclass(frozen=True)
 class Thing:
-    """`name` is the build id or digest, `uid` that of its incarnation, `token` a workspace's claim."""
+    """`name` is the build id or digest, `uid` its incarnation's, `token` a workspace's claim."""
 
     type: str
     id: str
@@ -45,7 +45,7 @@ def look(directories: Directories) -> World:
         found = [_directory(type_, directory, name) for name in names(directory)]
         things += found
         looked_at.append(f"{label} ({len(found)})")
-    processes, count = _processes()
+    processes, count = _processes(directories)
     looked_at.append(f"processes ({count})")
     return World(things + processes, looked_at)
 
@@ -53,33 +53,40 @@ def look(directories: Directories) -> World:
 def _directory(type_: str, parent: Path, name: str) -> Thing:
     first, _, second = name.partition(".")
     path = str(parent / name)
+    second = second.partition(".")[0]
     if type_ == TEMPORARY:
         return Thing(type_, path, "", first, token=second)
     return Thing(type_, path, first, second)
 
 
-def _processes() -> tuple[list[Thing], int]:
+def _processes(directories: Directories) -> tuple[list[Thing], int]:
     """The programs that builds started, and how many processes there are."""
     found: list[Thing] = []
     numbers = [name for name in os.listdir("/proc") if name.isdigit()]
     for number in numbers:
-        if thing := process(number):
+        if thing := process(number, directories):
             found.append(thing)
     return found, len(numbers)
 
 
-def process(number: str) -> Thing | None:
-    """Return a process of a build, None for any other and for one that has gone."""
+def process(number: str, directories: Directories) -> Thing | None:
+    """Return a process of a build, None for any other and for one that has gone.
+
+    Other instances of the platform may build on this machine: a process of ours works below our
+    own directories, which its environment names (the caches).
+    """
     try:
         environ = Path(f"/proc/{number}/environ").read_bytes()
         if not environ.startswith(_MARK) and b"\0" + _MARK not in environ:
+            return None
+        if b"=" + os.fsencode(directories.root) + b"/" not in environ:
             return None
         stat = Path(f"/proc/{number}/stat").read_text()
         command = Path(f"/proc/{number}/cmdline").read_bytes()
     except OSError:
         return None  # gone meanwhile, or another user's: none that a build of ours started
-    values = dict(part.partition(b"=")[::2] for part in environ.split(b"\0"))
-    uid = values[_MARK[:-1]].decode(errors="replace")
+    marks = [part for part in environ.split(b"\0") if part.startswith(_MARK)]
+    uid = marks[0].removeprefix(_MARK).decode(errors="replace")
     # With its start time the number is unique: numbers are used again.
     start = stat.rpartition(")")[2].split()[19]
     shown = command.replace(b"\0", b" ").decode(errors="replace").strip()
