@@ -16,6 +16,7 @@ BAD_BODIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown runtime": ({**GOOD, "runtime": "cobol"}, "UNKNOWN_RUNTIME", "runtime"),
     "no source": ({"ttl": "60s"}, "INVALID_SOURCE", ""),
     "empty source": ({"handler": "", "ttl": "60s"}, "INVALID_SOURCE", ""),
+    "source with a zero byte": ({**GOOD, "handler": "x = 1\0"}, "INVALID_SOURCE", "handler"),
     "ttl of zero": ({**GOOD, "ttl": "0s"}, "INVALID_TTL", "ttl"),
     "ttl below zero": ({**GOOD, "ttl": "-5s"}, "INVALID_TTL", "ttl"),
     "ttl above the maximum": ({**GOOD, "ttl": "31536000s"}, "INVALID_TTL", "ttl"),

@@ -34,11 +34,10 @@ BUILD_FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
         "SOURCE_SYNTAX",
         "",
     ),
-    "null byte": ({"handler": "x = 1\0\n" + HANDLER}, "SOURCE_SYNTAX", ""),
     "handler missing": ({"handler": "def other():\n    pass\n"}, "HANDLER_MISSING", "handler"),
     "handler that is no function": ({"handler": "handler = 5\n"}, "HANDLER_MISSING", ""),
     "two script blocks": (
-        {"script": BLOCK.format("# dependencies = []\n") * 2 + "print(1)\n"},
+        {"script": (BLOCK.format("# dependencies = []\n") + "\n") * 2 + "print(1)\n"},
         "SCRIPT_BLOCKS",
         "",
     ),
