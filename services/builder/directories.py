@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Directories:
-    """`root` is `<data_dir>/builds`. All of it is on one file system, so that moving is one step."""
+    """`root` is `<data_dir>/builds`. All on one file system: moving is one step."""
 
     root: Path
 
@@ -27,7 +27,7 @@ class Directories:
 
     @property
     def temporary(self) -> Path:
-        """What is being made: `<build uid>.<claim token>/`."""
+        """What is being made: `<build uid>.<claim token>.files/` and `.work/`."""
         return self.root / "temporary"
 
     @property
@@ -51,7 +51,11 @@ class Directories:
 
     def workspace(self, uid: str, token: str) -> Path:
         """Return the directory in which one try of a build works."""
-        return self.temporary / f"{uid}.{token}"
+        return self.temporary / f"{uid}.{token}.work"
+
+    def files(self, uid: str, token: str) -> Path:
+        """Return the directory that becomes the artefact."""
+        return self.temporary / f"{uid}.{token}.files"
 
     def environment(self, digest: str, uid: str) -> Path:
         """Return the directory of an environment."""

@@ -41,7 +41,11 @@ WITH made AS (
     ON CONFLICT (build, function_uid)
     DO UPDATE SET expire_time = greatest(holds.expire_time, excluded.expire_time)
 )
-SELECT * FROM chosen;
+-- Whoever claims it at once ends it in a moment with a statement that is flushed to disk, and this
+-- one with it; one that is only queued is flushed now.
+SELECT chosen.*, CASE WHEN claim_token = :token::text
+    THEN set_config('synchronous_commit', 'off', true) END
+FROM chosen;
 
 -- name: rebuild(id, uid, source, traceparent, replica, token, claim)^
 -- Begins a build again whose files are gone, for those who hold it as well.

@@ -43,8 +43,7 @@ class Removal:
         """Remove the files and rows of ended builds (id, uid); return what failed, by uid."""
         if not ended:
             return {}
-        for build, _ in ended:
-            self._worker.cancel(build)
+        await self._worker.cancel(build for build, _ in ended)
         failed = await asyncio.to_thread(self._remove_files, ended)
         gone = [(build, uid) for build, uid in ended if uid not in failed]
         for uid, why in failed.items():

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from mayfly.v1.build_pb2 import (
     Build,
@@ -262,7 +262,7 @@ def _content(source: Source) -> tuple[Kind, bytes]:
             field="source",
         )
     content: str | bytes = getattr(source, kind)
-    return cast("Kind", kind), content.encode() if isinstance(content, str) else content
+    return kind, content.encode() if isinstance(content, str) else content
 
 
 def _id(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ log = structlog.get_logger()
 # Log lines that come within this time are written together.
 FLUSH_SECONDS = 0.05
 LOOK_SECONDS = 5.0
+CANCEL_SECONDS = 5.0
 _MOST_ATTEMPTS = 3
 
 
@@ -88,10 +89,13 @@ class Worker:
         task.add_done_callback(forget)
         return task
 
-    def cancel(self, build: str) -> None:
-        """Stop a build that nobody wants any more."""
-        if task := self._tasks.get(build):
+    async def cancel(self, builds: Iterable[str]) -> None:
+        """Stop builds that nobody wants any more, and wait until they have stopped."""
+        tasks = [task for build in builds if (task := self._tasks.get(build))]
+        for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
     async def run(self) -> None:
         """Take up what nobody does, without end."""
@@ -174,11 +178,14 @@ class Worker:
         except StoreUnavailable:
             # Nothing can be written: the claim runs out, and whoever is there then goes on.
             log.warning("build_interrupted", build=build)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._clean_up(row))
+            raise
         await self._clean_up(row)
         return None
 
     async def _outcome(self, row: Record, source: bytes, journal: Journal) -> Build:
-        workspace = self._directories.workspace(row["uid"], row["claim_token"])
+        uid, token = row["uid"], row["claim_token"]
         order = Order(
             id=row["id"],
             uid=row["uid"],
@@ -187,9 +194,9 @@ class Worker:
             kind=row["kind"],
             source=source,
             directory=self._directories.artefact(row["id"], row["uid"]),
-            workspace=workspace,
+            files=self._directories.files(uid, token),
+            workspace=self._directories.workspace(uid, token),
         )
-        workspace.mkdir(mode=0o700)
         try:
             if row["attempts"] > _MOST_ATTEMPTS:
                 raise BuildFailed(
@@ -203,7 +210,7 @@ class Worker:
             failure = error.to_proto(journal.stage, journal.tail)
             return Build(state=Build.STATE_FAILED, failure=failure, steps=journal.steps)
         finally:
-            await _remove_workspace(workspace)
+            await _remove([order.files, order.workspace])
         journal.close()
         return Build(state=Build.STATE_SUCCEEDED, artefact=artefact, steps=journal.steps)
 
@@ -288,12 +295,10 @@ class Worker:
                 await asyncio.to_thread(remove, [directory])
 
 
-async def _remove_workspace(workspace: Path) -> None:
-    try:
-        workspace.rmdir()
-    except OSError:
-        # Not empty: there is more to remove than should keep others waiting. It goes on when
-        # the build is cancelled meanwhile.
-        failed = await asyncio.shield(asyncio.to_thread(remove, [workspace]))
+async def _remove(paths: Sequence[Path]) -> None:
+    left = [path for path in paths if path.exists()]
+    if left:
+        # It goes on when the build is cancelled meanwhile.
+        failed = await asyncio.shield(asyncio.to_thread(remove, left))
         if failed:
-            log.warning("workspace_not_removed", workspace=str(workspace), failed=str(failed))
+            log.warning("workspace_not_removed", failed={str(k): v for k, v in failed.items()})

@@ -20,8 +20,9 @@ class Order:
 
     `id` follows from the content, `uid` is this incarnation's own, `token` is the claim of the
     worker that does it. The artefact goes to `directory`, an absolute path that does not exist
-    yet (or holds the very same artefact, of an earlier try); `workspace` is an empty directory on
-    the same file system, removed afterwards whatever happens.
+    yet (or holds the very same artefact, of an earlier try). `files` and `workspace` are for
+    making it: paths on the same file system that do not exist yet, removed afterwards whatever
+    happens.
     """
 
     id: str
@@ -31,7 +32,13 @@ class Order:
     kind: Kind
     source: bytes
     directory: Path
+    files: Path
     workspace: Path
+
+    def make_workspace(self) -> Path:
+        """Return the workspace, made where it is not there yet."""
+        self.workspace.mkdir(mode=0o700, exist_ok=True)
+        return self.workspace
 
 
 class Step(Protocol):

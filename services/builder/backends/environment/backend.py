@@ -1,8 +1,7 @@
-"""The backend of one machine: a source becomes a directory, and an environment where it needs one."""
+"""The backend of one machine: a source becomes a directory, and an environment where needed."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sysconfig
@@ -30,6 +29,7 @@ from services.builder.backends.environment.go import PROGRAM, SOURCE, Go
 from services.builder.backends.environment.interpreters import Interpreters
 from services.builder.backends.environment.pep723 import Metadata
 from services.builder.backends.environment.requirements import Requested
+from services.builder.backends.environment.threads import in_thread
 from services.builder.failures import BuildFailed
 
 HANDLER, SCRIPT = "handler.py", "script.py"
@@ -104,31 +104,19 @@ class EnvironmentBackend:
 
     async def build(self, order: Order, progress: Progress) -> Artefact:
         """See `Backend.build`."""
-        files = order.workspace / "files"
         if order.runtime == "go":
-            return await self._build_go(order, files, progress)
-        return await self._build_python(order, files, progress)
+            return await self._build_go(order, progress)
+        return await self._build_python(order, progress)
 
     async def present(self, artefact: Artefact) -> bool:
         """See `Backend.present`."""
-        entry = Path(artefact.directory) / artefact.entry
-        if artefact.interpreter and not os.path.exists(artefact.interpreter):
-            return False
-        if artefact.environment and not complete(Path(artefact.environment)):
-            return False
-        # A single file of another length was written when the machine lost power.
-        single = artefact.entry in (HANDLER, SCRIPT) and artefact.size_bytes > 0
-        try:
-            size = entry.stat().st_size
-        except OSError:
-            return False
-        return size == artefact.size_bytes if single else True
+        return _present(artefact)
 
-    async def _build_python(self, order: Order, files: Path, progress: Progress) -> Artefact:
+    async def _build_python(self, order: Order, progress: Progress) -> Artefact:
         with progress.step(Stage.STAGE_CHECK) as step:
-            read = await self._read_python(order, files, step)
+            read = await self._read_python(order, step)
         with progress.step(Stage.STAGE_BUILD) as step:
-            source = (files / read.entry).read_bytes()
+            source = (order.files / read.entry).read_bytes()
             metadata = read.metadata
             if metadata is None and order.kind != "archive":
                 metadata = _metadata(source, order.kind)
@@ -140,14 +128,16 @@ class EnvironmentBackend:
             interpreter = await self._interpreters.choose(
                 requested.requires_python, progress.log, line
             )
-            await check(source, files / read.entry, interpreter, wants_handler=read.is_handler)
+            await check(
+                source, order.files / read.entry, interpreter, wants_handler=read.is_handler
+            )
             environment = await self._environments.get(order, requested, interpreter, progress)
             step.detail(
                 f"environment {environment.digest[:6]}, {environment.said}"
                 if environment
                 else "no requirements"
             )
-            publish(files, order.directory, order.workspace / "earlier")
+            publish(order, order.files)
         kind = Artefact.KIND_PYTHON_HANDLER if read.is_handler else Artefact.KIND_SCRIPT
         return Artefact(
             kind=kind,
@@ -160,37 +150,32 @@ class EnvironmentBackend:
             size_bytes=read.size,
         )
 
-    async def _read_python(self, order: Order, files: Path, step: Step) -> _Read:
+    async def _read_python(self, order: Order, step: Step) -> _Read:
         if order.kind == "archive":
-            size = await asyncio.to_thread(archive.unpack, order.source, files, self._limits)
-            found = await asyncio.to_thread(project.read, files)
+            size = await in_thread(archive.unpack, order.source, order.files, self._limits)
+            found = await in_thread(project.read, order.files)
             step.detail(f"archive, {found.entry}")
             return _Read(found.entry, found.is_handler, found.metadata, found.requested, size)
         is_handler = order.kind == "handler"
         entry = HANDLER if is_handler else SCRIPT
-        write(files, entry, order.source)
+        write(order.files, entry, order.source)
         lines = order.source.count(b"\n") + (not order.source.endswith(b"\n"))
         step.detail(f"{order.kind}, {lines} line{'s' if lines != 1 else ''}")
         return _Read(entry, is_handler, None, None, len(order.source))
 
-    async def _build_go(self, order: Order, files: Path, progress: Progress) -> Artefact:
+    async def _build_go(self, order: Order, progress: Progress) -> Artefact:
         with progress.step(Stage.STAGE_CHECK) as step:
             if order.kind == "archive":
-                await asyncio.to_thread(archive.unpack, order.source, files, self._limits)
-                if not any(files.glob("*.go")):
-                    raise BuildFailed(
-                        "ARCHIVE_INVALID",
-                        "the archive holds no Go file at its top",
-                        "put the file with func Handle at its top, beside go.mod",
-                    )
+                await in_thread(archive.unpack, order.source, order.files, self._limits)
+                _refuse_without_go(order.files)
             else:
-                write(files, SOURCE, order.source)
+                write(order.files, SOURCE, order.source)
             step.detail(f"{order.kind}, {len(order.source)} bytes")
         with progress.step(Stage.STAGE_BUILD) as step:
-            await self._go.compile(order, files, progress)
+            await self._go.compile(order, order.files, progress)
             made = order.workspace / "program"
-            size = await asyncio.to_thread(_collect, order.workspace / PROGRAM, made)
-            publish(made, order.directory, order.workspace / "earlier")
+            size = await in_thread(_collect, order.workspace / PROGRAM, made)
+            publish(order, made)
             version, _ = await self._go.version()
             step.detail(f"go {version}, {size / (1024 * 1024):.1f} MiB")
         return Artefact(
@@ -198,6 +183,23 @@ class EnvironmentBackend:
             directory=str(order.directory),
             entry=PROGRAM,
             size_bytes=size,
+        )
+
+
+def _present(artefact: Artefact) -> bool:
+    if artefact.interpreter and not os.path.exists(artefact.interpreter):
+        return False
+    if artefact.environment and not complete(Path(artefact.environment)):
+        return False
+    return os.path.isfile(os.path.join(artefact.directory, artefact.entry))
+
+
+def _refuse_without_go(files: Path) -> None:
+    if not any(files.glob("*.go")):
+        raise BuildFailed(
+            "ARCHIVE_INVALID",
+            "the archive holds no Go file at its top",
+            "put the file with func Handle at its top, beside go.mod",
         )
 
 
@@ -221,13 +223,13 @@ def write(directory: Path, name: str, content: bytes) -> None:
     path.chmod(0o644)
 
 
-def publish(made: Path, directory: Path, aside: Path) -> None:
-    """Move `made` to its place. What an earlier try left there is moved to `aside`."""
+def publish(order: Order, made: Path) -> None:
+    """Move `made` to the artefact's place, and away what an earlier try left there."""
     try:
-        made.rename(directory)
+        made.rename(order.directory)
     except OSError:
-        directory.rename(aside)
-        made.rename(directory)
+        order.directory.rename(order.make_workspace() / "earlier")
+        made.rename(order.directory)
 
 
 def _collect(program: Path, directory: Path) -> int:

@@ -19,6 +19,7 @@ from services.builder.backends.base import Order, Progress
 from services.builder.backends.environment.catalog import Catalog, EnvironmentRow
 from services.builder.backends.environment.interpreters import Interpreter
 from services.builder.backends.environment.requirements import Requested
+from services.builder.backends.environment.threads import in_thread
 from services.builder.backends.environment.uv import Uv, index_settings
 from services.builder.digest import environment_digest, resolution_key
 
@@ -92,7 +93,7 @@ class Environments:
             async with self._running:
                 with progress.span("resolve", requirements=len(requested.requirements)):
                     lines = await self._uv.resolve(
-                        requested, interpreter, order.workspace, order.uid, progress.log
+                        requested, interpreter, order.make_workspace(), order.uid, progress.log
                     )
         if not lines:
             await self._catalog.remember_empty(key)
@@ -118,7 +119,7 @@ class Environments:
         directory: Path,
         progress: Progress,
     ) -> None:
-        making = order.workspace / "environment"
+        making = order.make_workspace() / "environment"
         async with self._running:
             with progress.span("install", packages=len(lines)):
                 await self._uv.install(
@@ -127,7 +128,7 @@ class Environments:
         making.chmod(0o755)
         about = {"interpreter": interpreter.identity, "requirements": lines}
         (making / MARKER).write_text(json.dumps(about))
-        await asyncio.to_thread(_publish, making, directory, order.workspace / "damaged")
+        await in_thread(_publish, making, directory, order.workspace / "damaged")
 
     @asynccontextmanager
     async def _alone(self, name: str) -> AsyncGenerator[None]:

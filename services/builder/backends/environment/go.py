@@ -12,6 +12,7 @@ from pathlib import Path
 
 from services.builder.backends.base import Order, Progress
 from services.builder.backends.environment.programs import MARKER, Finished, run
+from services.builder.backends.environment.threads import in_thread
 from services.builder.failures import BuildFailed
 
 PROGRAM = "function"
@@ -68,8 +69,8 @@ class Go:
         if program is None:
             _, why_not = await self.version()
             raise BuildFailed("UNKNOWN_RUNTIME", f"go cannot be used here: {why_not}", why_not)
-        own = await asyncio.to_thread(prepare, directory, self._template)
-        result = order.workspace / PROGRAM
+        own = await in_thread(prepare, directory, self._template)
+        result = order.make_workspace() / PROGRAM
         vendored = (directory / "vendor" / "modules.txt").is_file()
         command = [program, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s"]
         command += [f"-mod={'vendor' if vendored else 'mod'}", "-o", str(result), "."]
@@ -185,7 +186,7 @@ def explain(done: Finished, directory: Path, own: frozenset[str]) -> BuildFailed
     first = users[0]
     line, column = int(first[2]), int(first[3] or 0)
     more = f" (and {len(users) - 1} more)" if len(users) > 1 else ""
-    place = "" if own == {SOURCE} else f"{first[1]}: "
+    place = "" if own == frozenset({SOURCE}) else f"{first[1]}: "
     return BuildFailed(
         "COMPILE_FAILED",
         f"{place}{first[4]}{more}",

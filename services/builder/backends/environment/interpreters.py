@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -59,6 +60,7 @@ class _Answer:
 Install = Callable[[str, Callable[[str], None]], Awaitable[None]]
 
 
+@functools.cache
 def own() -> Interpreter:
     """Return the interpreter that runs the platform: it works, and handlers are quickest in it."""
     version = ".".join(map(str, sys.version_info[:3]))
@@ -134,11 +136,7 @@ class Interpreters:
         return f" (not usable: {told})"
 
     async def _look(self) -> None:
-        paths = await asyncio.to_thread(
-            lambda: sorted(
-                {os.path.realpath(path) for path in candidates(self._environ, self._installed)}
-            )
-        )
+        paths = await asyncio.to_thread(_real_paths, self._environ, self._installed)
         limit = asyncio.Semaphore(_PROBES_AT_ONCE)
         first = own()
         answers = await asyncio.gather(
@@ -219,6 +217,10 @@ def candidates(environ: Mapping[str, str], installed: Path) -> Iterable[Path]:
     for root in roots:
         for version in _entries(root):
             yield from _programs(root / version / "bin")
+
+
+def _real_paths(environ: Mapping[str, str], installed: Path) -> list[str]:
+    return sorted({os.path.realpath(path) for path in candidates(environ, installed)})
 
 
 def _programs(directory: Path) -> Iterable[Path]:

@@ -52,7 +52,7 @@ def read_optional(text: str) -> Metadata | None:
         lines = [_line_of(text, match.start()) for match in blocks]
         raise BuildFailed(
             "SCRIPT_BLOCKS",
-            f"there are {len(blocks)} script blocks, at lines {_listed(lines)}; only one is allowed",
+            f"there are {len(blocks)} script blocks, at lines {_listed(lines)}; one is allowed",
             "merge them into one",
             line=lines[1],
             source_line="# /// script",

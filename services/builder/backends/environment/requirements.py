@@ -251,7 +251,7 @@ def from_pyproject(text: str) -> Requested:
             "SCRIPT_METADATA", f"pyproject.toml is no valid TOML: {error}", "correct it"
         ) from error
     tool = document.get("tool", {})
-    uv = cast("dict[str, Any]", tool).get("uv", {}) if isinstance(tool, dict) else {}
+    uv: Any = cast("dict[str, Any]", tool).get("uv", {}) if isinstance(tool, dict) else {}
     if isinstance(uv, dict):
         refuse_indexes(cast("dict[str, Any]", uv))
     project = document.get("project", {})

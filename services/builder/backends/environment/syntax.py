@@ -4,11 +4,14 @@ Run in this process and, as a file, by other interpreters (CPython 3.9 or newer,
 only): the source may be for a newer Python than the platform's. Nothing of it is executed.
 """
 
+from __future__ import annotations
+
 import ast
 import json
 import resource
 import sys
 import warnings
+from typing import Any
 
 # A larger source is compiled in a child, so that nobody else waits for it.
 MEMORY_BYTES = 2 * 1024 * 1024 * 1024
@@ -28,7 +31,7 @@ _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")
 
 
-def examine(source, filename="source.py"):
+def examine(source: bytes, filename: str = "source.py") -> dict[str, Any]:
     """Return a dict: {"error": {message, line, column, text}} or {"handler": {...} or None}.
 
     source: bytes. "handler" has "line", "problem" (why it cannot be called with two arguments, or
@@ -37,7 +40,7 @@ def examine(source, filename="source.py"):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = compile(source, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+            tree: Any = compile(source, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
             # What only the compiler finds: `return` outside a function, a misplaced `global`.
             compile(tree, filename, "exec", dont_inherit=True)
     except SyntaxError as error:
@@ -58,10 +61,10 @@ def examine(source, filename="source.py"):
     return {"error": None, "handler": _find(tree.body, "handler")}
 
 
-def _find(statements, name):
+def _find(statements: list[ast.stmt], name: str) -> dict[str, Any] | None:
     """The last binding of `name` by these statements or the blocks among them."""
-    found = None
-    waiting = list(reversed(statements))
+    found: dict[str, Any] | None = None
+    waiting: list[ast.AST] = list(reversed(statements))
     while waiting:
         statement = waiting.pop()
         found = _bound_by(statement, name) or found
@@ -71,8 +74,8 @@ def _find(statements, name):
     return found
 
 
-def _bound_by(statement, name):
-    here = {"line": statement.lineno if hasattr(statement, "lineno") else 0, "problem": None}
+def _bound_by(statement: ast.AST, name: str) -> dict[str, Any] | None:
+    here: dict[str, Any] = {"line": getattr(statement, "lineno", 0), "problem": None}
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
         if statement.name != name:
             return None
@@ -97,7 +100,7 @@ def _bound_by(statement, name):
     return None
 
 
-def _names(targets, name):
+def _names(targets: list[ast.expr], name: str) -> bool:
     return any(
         isinstance(node, ast.Name) and node.id == name
         for target in targets
@@ -105,7 +108,7 @@ def _names(targets, name):
     )
 
 
-def _assigned(value, here):
+def _assigned(value: ast.expr, here: dict[str, Any]) -> dict[str, Any]:
     if isinstance(value, _NO_FUNCTIONS):
         here["problem"] = "is not a function"
     elif isinstance(value, ast.Lambda):
@@ -113,20 +116,21 @@ def _assigned(value, here):
     return here
 
 
-def _arity_problem(arguments):
+def _arity_problem(arguments: ast.arguments) -> str | None:
     positional = arguments.posonlyargs + arguments.args
     required = len(positional) - len(arguments.defaults)
-    keywords = [a.arg for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults) if d is None]
+    defaults = arguments.kw_defaults
+    keywords = [a.arg for n, a in enumerate(arguments.kwonlyargs) if defaults[n] is None]
     if required > 2:
-        return "needs %d arguments" % required
+        return f"needs {required} arguments"
     if len(positional) < 2 and not arguments.vararg:
-        return "takes %s" % ("no arguments" if not positional else "one argument")
+        return "takes one argument" if positional else "takes no arguments"
     if keywords:
-        return "needs the keyword arguments %s" % ", ".join(keywords)
+        return f"needs the keyword arguments {', '.join(keywords)}"
     return None
 
 
-def main():
+def main() -> None:
     """Examine the file that is named; write the answer as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with open(sys.argv[1], "rb") as file:

@@ -146,9 +146,8 @@ class Uv:
         self, arguments: Sequence[str], cwd: Path, uid: str, say: Callable[[str], None]
     ) -> None:
         def tell(state: RetryCallState) -> None:
-            say(
-                f"the package index did not answer; trying again ({state.attempt_number + 1} of {ATTEMPTS})"
-            )
+            number = state.attempt_number + 1
+            say(f"the package index did not answer; trying again ({number} of {ATTEMPTS})")
 
         # Only an index that does not answer may answer the next time.
         retrying = AsyncRetrying(
