@@ -183,9 +183,7 @@ async def test_renewal_and_end_race_has_one_winner(deployer: Running) -> None:
     for n in range(20):
         function = await deployer.create(f"race-{n}", ttl=0.05 + n / 400)
         await asyncio.sleep(0.045 + n / 400)
-        request = function_pb2.RenewFunctionRequest(
-            name=function.name, ttl=Duration(seconds=60)
-        )
+        request = function_pb2.RenewFunctionRequest(name=function.name, ttl=Duration(seconds=60))
 
         async def renewed(request=request) -> bool:
             try:

@@ -112,8 +112,9 @@ async def test_idle_functions_end_and_used_ones_do_not(start: Start, builder: Ti
     assert ("touch 1", used.uid) in deployer.driver.calls
     await gateway.report()
     await eventually(
-        lambda: deadlines.known[used.uid].expire_time.ToNanoseconds()
-        < used.expire_time.ToNanoseconds()
+        lambda: (
+            deadlines.known[used.uid].expire_time.ToNanoseconds() < used.expire_time.ToNanoseconds()
+        )
     )
     assert (await deployer.get("used")).HasField("last_use_time")
     await eventually(lambda: ended(used))

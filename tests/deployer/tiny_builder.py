@@ -75,8 +75,12 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
             build.state = Build.STATE_FAILED
             build.failure.CopyFrom(
                 Failure(
-                    stage=Stage.STAGE_BUILD, reason="SOURCE_SYNTAX", message="'(' was never closed",
-                    fix="close the parenthesis", line=3, column=12,
+                    stage=Stage.STAGE_BUILD,
+                    reason="SOURCE_SYNTAX",
+                    message="'(' was never closed",
+                    fix="close the parenthesis",
+                    line=3,
+                    column=12,
                 )
             )
             return build
