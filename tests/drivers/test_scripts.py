@@ -228,7 +228,10 @@ async def test_environment_is_the_users_and_ours(world: World) -> None:
 
 async def test_no_request_is_lost_however_often_it_is_put_to_sleep(world: World) -> None:
     """Requests that come just when a script that does not handle SIGTERM is stopped."""
-    address = await world.script("a", server("up", kind="HTTPServer"), idle_stop=0.05)
+    code = server("up", kind="HTTPServer").replace(
+        "self.send_response(200)", "import time; time.sleep(0.1); self.send_response(200)"
+    )
+    address = await world.script("a", code, idle_stop=0.05)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 6
     count = 0

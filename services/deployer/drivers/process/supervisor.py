@@ -40,6 +40,7 @@ _UID_BLOCK = 1 << 16
 _MAX_QUEUED = 20_000
 _MEMORY_CHECK = 0.2
 _CONNECTIONS_VALID = 0.2
+_END_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,18 @@ class Supervisor:
             for future in self._zygotes.values():
                 if future.done() and not future.cancelled() and future.exception() is None:
                     future.result().close()
+            await self._wait_for_children()
+
+    async def _wait_for_children(self) -> None:
+        """Zygotes end when their channel is closed, and what they hold with them."""
+        deadline = time.monotonic() + _END_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222 - does not wait
+            except ChildProcessError:
+                return
+            if pid == 0:
+                await asyncio.sleep(0.005)
 
     def _reap(self) -> None:
         """Zygotes become children of this process when their launchers end."""
