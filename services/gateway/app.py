@@ -20,16 +20,16 @@ from services.gateway import admin, pages
 from services.gateway.addresses import Address, parse
 from services.gateway.ads import DiscoveryService
 from services.gateway.backends import Backends
-from services.gateway.bootstrap import (
+from services.gateway.bootstrap import bootstrap
+from services.gateway.config import Settings
+from services.gateway.contracts import methods, transcodable
+from services.gateway.envoy_config import (
     BUILD_SERVICE,
     FUNCTION_SERVICE,
     JANITOR_SERVICE,
     PUBLIC_SERVICES,
     Inputs,
-    bootstrap,
 )
-from services.gateway.config import Settings
-from services.gateway.contracts import methods, transcodable
 from services.gateway.hold import Hold
 from services.gateway.live_routes import LiveRoutes
 from services.gateway.lrs import LoadReportingService
@@ -161,6 +161,7 @@ def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -
         node=settings.gateway_name,
         listen=listen,
         admin=settings.socket("admin"),
+        api=settings.socket("api"),
         control=settings.socket("control"),
         hold=settings.socket("hold"),
         hold_http2=settings.socket("hold2"),
@@ -175,7 +176,6 @@ def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -
         domains=settings.domains,
         allowed_origins=settings.allowed_origins,
         api_body_bytes=settings.api_body_bytes,
-        function_trace_percent=settings.function_trace_percent,
     )
 
 

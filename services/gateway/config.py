@@ -80,13 +80,6 @@ class Settings(BaseSettings):
         description="Bytes that the body of a /v1 request may have. 60 MiB is a little less than "
         "a gRPC message of the services may have; how large a source may be, the deployer decides.",
     )
-    function_trace_percent: float = Field(
-        default=0.1,
-        ge=0,
-        le=100,
-        description="Percent of functions' requests that Envoy records a span of, where the caller "
-        "has not decided. Recording all costs 1.9 times the CPU.",
-    )
     upstream_idle_timeout: timedelta = Field(
         default=timedelta(seconds=2),
         gt=timedelta(0),

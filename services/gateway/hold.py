@@ -23,6 +23,7 @@ from libs.telemetry.traceparent import context_of
 from services.gateway import http1
 from services.gateway.activity import Function
 from services.gateway.addresses import Address, parse
+from services.gateway.envoy_config import ORIGINAL_PATH
 from services.gateway.errors import (
     BAD_REQUEST,
     BROKE_OFF,
@@ -35,7 +36,6 @@ from services.gateway.errors import (
     Problem,
 )
 from services.gateway.live_routes import LiveRoutes
-from services.gateway.local_reply import ORIGINAL_PATH
 from services.gateway.routes import Entry, refusal
 from services.gateway.splice import Side, connect, is_transient
 from services.gateway.target import Target, target_of
@@ -189,7 +189,7 @@ class _Held:
         if known is not None and not self._routes.synced.is_set():
             raise Refused(ENDED)  # whether it was renewed meanwhile cannot be known now
         try:
-            return Entry(await self._activate(self._id, min(ASK_SECONDS, self._remaining())))
+            return Entry.of(await self._activate(self._id, min(ASK_SECONDS, self._remaining())))
         except Refused:
             if known is not None:
                 raise Refused(ENDED) from None

@@ -25,6 +25,8 @@ class LiveRoutes:
         self._idle_seconds = idle_seconds
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._snapshot: set[str] | None = None
+        # Uids of functions whose first request came before their route.
+        self._used_early: set[str] = set()
         self.activity = Activity(self.uid)
         self.synced = asyncio.Event()
 
@@ -59,10 +61,15 @@ class LiveRoutes:
     def stream_ended(self) -> None:
         """Forget a snapshot that broke off; what is known goes on to be served."""
         self._snapshot = None
+        self._used_early.clear()
         self.synced.clear()
 
     def used(self, function_id: str, uid: str) -> bool:
         """Note a use, after which Envoy reaches the function by itself; return if it is new."""
+        if self.uid(function_id) != uid:
+            early = uid not in self._used_early
+            self._used_early.add(uid)
+            return early
         if not self._table.mark_used(function_id, uid):
             return False
         self._publish(function_id)
@@ -85,7 +92,8 @@ class LiveRoutes:
         if self._snapshot is not None and in_snapshot:
             self._snapshot.add(route.uid)
         # What was there before this process may have been used before it: no first request.
-        self._table.upsert(route, used=in_snapshot)
+        self._table.upsert(route, used=in_snapshot or route.uid in self._used_early)
+        self._used_early.discard(route.uid)
         if not in_snapshot and (known is None or known.route.uid != route.uid):
             self.activity.created(Function(route.function_id, route.uid))
         self._publish(route.function_id)

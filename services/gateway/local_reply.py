@@ -1,12 +1,11 @@
 """What Envoy answers by itself, as JSON: mappers for `local_reply_config`.
 
-Envoy picks the first mapper whose filter matches. Which of the two JSON forms a caller gets
-follows from headers, because a route that the transcoder has left is no longer known by then.
+Envoy picks the first mapper whose filter matches. Callers of functions and of /v1 get different
+forms (see `errors`), as their listeners do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +20,6 @@ from services.gateway.errors import (
     status_body,
 )
 
-# The path as the client sent it; every request that goes to a function has it.
-ORIGINAL_PATH = "x-forwarded-uri"
 _TRANSCODED = "x-envoy-original-method"
 
 # Envoy's response flags:
@@ -120,33 +117,35 @@ _API_RULES = (
 )
 
 
-def local_reply_config() -> dict[str, Any]:
-    """Return envoy...HttpConnectionManager.local_reply_config."""
+def function_replies() -> dict[str, Any]:
+    """Return the `local_reply_config` of a connection manager that reaches functions."""
     return {
-        "mappers": [
-            *_api_mappers(),
-            *_function_mappers(),
-        ],
+        "mappers": [_plain([]), *(_mapper(rule, body(rule.problem)) for rule in _FUNCTION_RULES)],
         "body_format": _format(body(_OVERLOADED)),
     }
 
 
-def _api_mappers() -> Iterable[dict[str, Any]]:
-    for condition in (_is_transcoded(), _is_untouched_api_path()):
-        for rule in _API_RULES:
-            yield _mapper(rule, [condition], status_body(rule.problem))
-        yield _mapper(Rule(_OVERLOADED), [condition], status_body(_OVERLOADED))
+def api_replies() -> dict[str, Any]:
+    """Return the `local_reply_config` of a connection manager that transcodes /v1."""
+    return {
+        "mappers": [
+            _plain([_not_transcoded()]),
+            *(_mapper(rule, status_body(rule.problem)) for rule in _API_RULES),
+        ],
+        "body_format": _format(status_body(_OVERLOADED)),
+    }
 
 
-def _function_mappers() -> Iterable[dict[str, Any]]:
-    for rule in _FUNCTION_RULES:
-        yield _mapper(rule, [], body(rule.problem))
+def _plain(further: list[dict[str, Any]]) -> dict[str, Any]:
+    """Leave the text as it is for a gRPC client: it becomes the status's message."""
+    content_type = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    filters = [{"header_filter": {"header": content_type}}, *further]
+    text = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
+    return {"filter": _all(filters), "body_format_override": text}
 
 
-def _mapper(
-    rule: Rule, conditions: list[dict[str, Any]], document: dict[str, Any]
-) -> dict[str, Any]:
-    filters = list(conditions)
+def _mapper(rule: Rule, document: dict[str, Any]) -> dict[str, Any]:
+    filters: list[dict[str, Any]] = []
     if rule.flags:
         filters.append({"response_flag_filter": {"flags": list(rule.flags)}})
     if rule.code:
@@ -154,13 +153,15 @@ def _mapper(
         filters.append({"status_code_filter": {"comparison": {"op": "EQ", "value": value}}})
     if rule.keep_text:
         document = _with_envoys_text(document)
-    mapper: dict[str, Any] = {
-        "filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}},
+    return {
+        "filter": _all(filters),
+        "status_code": rule.problem.http,
         "body_format_override": _format(document),
     }
-    if rule.flags or rule.code:
-        mapper["status_code"] = rule.problem.http
-    return mapper
+
+
+def _all(filters: list[dict[str, Any]]) -> dict[str, Any]:
+    return filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}}
 
 
 def _with_envoys_text(document: dict[str, Any]) -> dict[str, Any]:
@@ -173,18 +174,7 @@ def _format(document: dict[str, Any]) -> dict[str, Any]:
     return {"json_format": document, "content_type": "application/json"}
 
 
-def _is_transcoded() -> dict[str, Any]:
-    return {"header_filter": {"header": {"name": _TRANSCODED, "present_match": True}}}
-
-
-def _is_untouched_api_path() -> dict[str, Any]:
-    api_path = {"name": ":path", "string_match": {"prefix": "/v1/"}}
-    to_function = {"name": ORIGINAL_PATH, "present_match": True, "invert_match": True}
-    return {
-        "and_filter": {
-            "filters": [
-                {"header_filter": {"header": api_path}},
-                {"header_filter": {"header": to_function}},
-            ]
-        }
-    }
+def _not_transcoded() -> dict[str, Any]:
+    """Whether a gRPC request came as such: the transcoder leaves the method it was."""
+    header = {"name": _TRANSCODED, "present_match": True, "invert_match": True}
+    return {"header_filter": {"header": header}}

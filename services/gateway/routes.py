@@ -39,6 +39,11 @@ class Entry:
         """Whether it cannot answer, with a reason in the route."""
         return self.route.state == State.STATE_FAILED
 
+    @classmethod
+    def of(cls, route: Route) -> Entry:
+        """Return the entry of a route that is not in the table."""
+        return cls(route, settled=route.state in _SETTLED)
+
     def ended(self, now: float) -> bool:
         """Whether its lease is over at `now`, whoever else says so."""
         return self.route.state in _REFUSED or self.expires <= now

@@ -8,7 +8,7 @@ from mayfly.v1.function_pb2 import Protocol
 from mayfly.v1.route_pb2 import Route
 
 from services.gateway.addresses import Address, parse
-from services.gateway.bootstrap import METADATA, TIMEOUT
+from services.gateway.envoy_config import METADATA, TIMEOUT
 from services.gateway.protos import Address as EnvoyAddress
 from services.gateway.protos import (
     CircuitBreakers,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from services.gateway.bootstrap import PUBLIC_SERVICES
+from services.gateway.envoy_config import PUBLIC_SERVICES
 from services.gateway.openapi import document
 
 

@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from services.gateway import http1, http2
 from services.gateway.activity import Activity, Function
 from services.gateway.addresses import Address, parse
-from services.gateway.bootstrap import PUBLIC_SERVICES, Inputs, bootstrap
+from services.gateway.bootstrap import bootstrap
 from services.gateway.config import Settings
 from services.gateway.contracts import methods, transcodable
+from services.gateway.envoy_config import PUBLIC_SERVICES, Inputs
 from services.gateway.errors import NOT_FOUND
 from services.gateway.target import Target, target_of
 from services.gateway.transcode import path_pattern, response_bodies
@@ -126,7 +127,7 @@ def test_addresses() -> None:
         "host:70000",
         "unix:/" + "a" * 200,
     ):
-        with pytest.raises(ValueError, match="unix socket|must be|longer"):
+        with pytest.raises(ValueError, match=r"unix socket|must be|longer"):
             parse(wrong)
 
 
@@ -149,6 +150,7 @@ def test_the_bootstrap_is_what_envoys_schema_takes() -> None:
         node="n",
         listen=Address(host="127.0.0.1", port=1),
         admin=socket,
+        api=socket,
         control=socket,
         hold=socket,
         hold_http2=socket,
@@ -216,7 +218,6 @@ def test_activity_reports() -> None:
         ("public_url", "example.com"),
         ("data_dir", Path("/" + "d" * 100)),
         ("hold_timeout", 0),
-        ("function_trace_percent", 101),
     ],
 )
 def test_wrong_settings_are_refused_by_name(name: str, value: object) -> None:

@@ -12,8 +12,6 @@ from services.gateway.errors import ENDED
 from services.gateway.routes import RouteTable, needs_cluster, refusal
 from tests.gateway.deployer import route
 
-NOW = time.time()
-
 
 def test_upsert_replaces_and_remembers_within_one_life() -> None:
     table = RouteTable()
@@ -61,16 +59,19 @@ def test_envoy_has_a_cluster_for(
     state: State.ValueType, endpoint: str, ttl: float, used: bool, expected: bool
 ) -> None:
     entry = RouteTable().upsert(route("a", endpoint, state=state, ttl=ttl), used=used)
-    assert needs_cluster(entry, NOW) is expected
+    assert needs_cluster(entry, time.time()) is expected
 
 
 def test_refusals() -> None:
     table = RouteTable()
-    assert refusal(table.upsert(route("a", "")), NOW) is None  # held
-    assert refusal(table.upsert(route("a", "unix:/1", ttl=-60)), NOW) is ENDED
-    assert refusal(table.upsert(route("a", "unix:/1", state=State.STATE_RECLAIMED)), NOW) is ENDED
+    assert refusal(table.upsert(route("a", "")), time.time()) is None  # held
+    assert refusal(table.upsert(route("a", "unix:/1", ttl=-60)), time.time()) is ENDED
+    assert (
+        refusal(table.upsert(route("a", "unix:/1", state=State.STATE_RECLAIMED)), time.time())
+        is ENDED
+    )
     failed = route("a", "", state=State.STATE_FAILED)
     failed.failure.CopyFrom(Failure(stage=Stage.STAGE_DEPLOY, reason="SCRIPT_EXITED", message="m"))
-    problem = refusal(table.upsert(failed), NOW)
+    problem = refusal(table.upsert(failed), time.time())
     assert problem is not None
     assert (problem.http, problem.stage, problem.reason) == (503, "deploy", "SCRIPT_EXITED")
