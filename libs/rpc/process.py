@@ -21,6 +21,14 @@ EXIT_START = 3
 class StartError(Exception):
     """The service cannot start here; the message says why and what to change."""
 
+    status = EXIT_START
+
+
+class SettingsError(StartError):
+    """A setting is wrong; the message names it."""
+
+    status = EXIT_SETTINGS
+
 
 def load(settings: type[SettingsT]) -> SettingsT:
     """Read settings from the environment; exit with status 2 and a line a wrong one."""
@@ -47,13 +55,14 @@ def explain(error: ValidationError, prefix: str) -> list[str]:
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `main` until it returns; SIGTERM and SIGINT set the event that it is given.
 
-    A second signal ends the process at once. `StartError` is printed and exits with status 3.
+    A second signal ends the process at once. `StartError` is printed and exits with
+    status 3, `SettingsError` with 2.
     """
     try:
         asyncio.run(_until_signalled(main))
     except StartError as error:
         sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_START)
+        sys.exit(error.status)
 
 
 async def _until_signalled(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

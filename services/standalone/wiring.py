@@ -16,7 +16,7 @@ import services.deployer.config
 import services.gateway.config
 import services.janitor.config
 from libs.rpc.addresses import host_and_port
-from libs.rpc.process import StartError, explain
+from libs.rpc.process import SettingsError, explain
 from services.standalone.config import StandaloneSettings
 
 PREFIX = "MAYFLY_"
@@ -40,7 +40,7 @@ class Wiring:
 def wire(settings: StandaloneSettings, database_url: str) -> Wiring:
     """Return settings that connect the four; what they leave open is read from the environment.
 
-    Raises `StartError` that names every setting which is wrong or unknown.
+    Raises `SettingsError` that names every setting which is wrong or unknown.
     """
     _refuse_unknown()
     sockets = settings.data_dir / "sockets"
@@ -77,7 +77,7 @@ def _load(kind: type[SettingsT], given: Mapping[str, object]) -> SettingsT:
     try:
         return kind(**known)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
-        raise StartError("\n".join(explain(error, PREFIX))) from error
+        raise SettingsError("\n".join(explain(error, PREFIX))) from error
 
 
 def _refuse_unknown() -> None:
@@ -90,7 +90,7 @@ def _refuse_unknown() -> None:
     )
     known = {f"{PREFIX}{field.upper()}" for kind in kinds for field in kind.model_fields}
     if lines := unknown_settings(os.environ, known):
-        raise StartError("\n".join(lines))
+        raise SettingsError("\n".join(lines))
 
 
 def unknown_settings(names: Iterable[str], known: set[str]) -> list[str]:
