@@ -100,6 +100,10 @@ class DeployFailed(Exception):
         return f"{self.reason}: {self.message}"
 
 
+class DriverUnavailable(Exception):
+    """The call was not done, or it is not known whether it was; it may be repeated."""
+
+
 @dataclass(frozen=True)
 class InstanceStarted:
     uid: str
@@ -158,7 +162,10 @@ Notification = (
 
 
 class Driver(Protocol):
-    """Runs functions. Every call may be repeated; the second has the outcome of the first."""
+    """Runs functions. Every call may be repeated; the second has the outcome of the first.
+
+    Every call may raise DriverUnavailable.
+    """
 
     async def start(self) -> None: ...
 

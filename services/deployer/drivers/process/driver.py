@@ -29,8 +29,8 @@ _MAX_NOTIFICATIONS = 50_000
 _REPOSITORY = Path(services.__file__).resolve().parent.parent
 
 
-class SupervisorUnavailable(Exception):
-    """The call was not done, or it is not known whether it was; it may be repeated."""
+class SupervisorUnavailable(base.DriverUnavailable):
+    """The supervisor is gone, cannot be started or does not answer."""
 
 
 class ProcessDriver:
