@@ -205,7 +205,10 @@ async def test_zygotes_without_functions_end(start: Start) -> None:
     async def zygotes() -> int:
         return sum(r.detail == "zygote" for r in await world.driver.list_resources())
 
-    assert await zygotes() == 2
+    async def two() -> bool:
+        return await zygotes() == 2
+
+    await eventually(two)
     await world.driver.remove(["a"])
 
     async def one() -> bool:
