@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from opentelemetry import trace
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Tracer
 
 EXPORT_EVERY_MS = 200
+SHUTDOWN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,21 @@ class Telemetry:
     service: str
     tracer: Tracer
     provider: TracerProvider
+    exporters: tuple[OTLPSpanExporter, ...]
 
     def shutdown(self) -> None:
-        """Send what is left. Blocks: call it in a thread from an event loop."""
+        """Send what is left. Blocks: call it in a thread from an event loop.
+
+        A collector that does not answer is given `SHUTDOWN_SECONDS`, not the exporter's retries.
+        """
+        give_up = [cast("Callable[[], None]", exporter.shutdown) for exporter in self.exporters]
+        giving_up = [threading.Timer(SHUTDOWN_SECONDS, end) for end in give_up]
+        for timer in giving_up:
+            timer.start()
         self.provider.shutdown()
+        for timer in giving_up:
+            timer.cancel()
+            timer.join()
 
 
 def setup(service: str, otlp_endpoints: Sequence[str], *, log_level: str = "INFO") -> Telemetry:
@@ -42,14 +55,16 @@ def setup(service: str, otlp_endpoints: Sequence[str], *, log_level: str = "INFO
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: service}), shutdown_on_exit=False
     )
-    for endpoint in otlp_endpoints:
-        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=5)
+    exporters = tuple(
+        OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=5) for endpoint in otlp_endpoints
+    )
+    for exporter in exporters:
         provider.add_span_processor(
             BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_EVERY_MS)
         )
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         trace.set_tracer_provider(provider)
-    return Telemetry(service, provider.get_tracer("mayfly"), provider)
+    return Telemetry(service, provider.get_tracer("mayfly"), provider, exporters)
 
 
 def _configure_logging(level: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from mayfly.v1.error_pb2 import ErrorReason
 from mayfly.v1.function_pb2 import (
     EndReason,
@@ -92,8 +93,8 @@ def failure_event(failure: Failure, time: datetime | None = None) -> Event:
 
 def lease_event(expire_time: datetime, time: datetime | None = None) -> Event:
     """The deadline changed."""
-    message = LeaseEvent(expire_time=timestamp(expire_time))
-    return Event(time or utcnow(), LEASE, message.SerializeToString())
+    micros = int(expire_time.timestamp() * 1_000_000)
+    return Event(time or utcnow(), LEASE, str(micros).encode())
 
 
 def message_of(sequence: int, time: datetime, kind: int, payload: bytes) -> FunctionEvent:
@@ -108,7 +109,9 @@ def message_of(sequence: int, time: datetime, kind: int, payload: bytes) -> Func
     elif kind == FAILURE:
         event.failure.CopyFrom(Failure.FromString(payload))
     else:
-        event.lease.CopyFrom(LeaseEvent.FromString(payload))
+        # Microseconds since the epoch as text: a renewal is one statement, and writes it in SQL.
+        event.lease.CopyFrom(LeaseEvent(expire_time=Timestamp()))
+        event.lease.expire_time.FromMicroseconds(int(payload))
     return event
 
 

@@ -105,7 +105,9 @@ WITH f AS (
   RETURNING f.*
 ), e AS (
   INSERT INTO events (uid, sequence, time, kind, payload)
-  SELECT uid, event_sequence, now(), 5, ''::bytea FROM f
+  SELECT uid, event_sequence, now(), 5,
+    convert_to(((extract(epoch FROM expire_time) * 1000000)::bigint)::text, 'UTF8')
+  FROM f
 ), n AS (
   SELECT pg_notify('mayfly_functions', :replica || ' r ' || f.uid) FROM f
 )

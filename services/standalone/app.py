@@ -49,10 +49,11 @@ async def serve(
 
 
 async def _run_services(wiring: Wiring, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
-    # In the order of their dependence; they are stopped in the opposite one.
+    # They start together and stop in the opposite order: the deployer last, because the others
+    # send it their last spans.
     parts: dict[str, Serve] = {
-        "builder": lambda s, r: services.builder.app.serve(wiring.builder, s, r),
         "deployer": lambda s, r: services.deployer.app.serve(wiring.deployer, s, r),
+        "builder": lambda s, r: services.builder.app.serve(wiring.builder, s, r),
         "janitor": lambda s, r: services.janitor.app.serve(wiring.janitor, s, r),
         "gateway": lambda s, r: services.gateway.app.serve(wiring.gateway, s, r),
     }

@@ -160,6 +160,8 @@ async def test_renewal_moves_the_deadline_and_the_build_is_held(
     renewed = await renew(deployer, "hello", 600)
     assert renewed.expire_time.seconds - function.create_time.seconds >= 599
     until = renewed.expire_time.ToMicroseconds() / 1e6
+    told = [event.lease for event in await deployer.settle("hello") if event.HasField("lease")]
+    assert [lease.expire_time for lease in told] == [renewed.expire_time]
     held = (function.build, function.uid)
     await eventually(lambda: abs(builder.held[held].timestamp() - until) < 0.001)
     (outcome,) = await deployer.reclaim(function)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 
 from mayfly import requests
-from mayfly.errors import FunctionFailed, MayflyError, NotFound, Unavailable
+from mayfly.errors import MayflyError, NotFound, Unavailable, settled
 from mayfly.requests import Length, Options, SourceLike
 from mayfly.resources import (
     Event,
@@ -118,9 +118,7 @@ class AsyncClient:
                 if told is not None:
                     await told
         function = await self.get(function.id)
-        if function.failure is not None:
-            raise FunctionFailed(function.id, function.failure)
-        return function
+        return settled(function)
 
     async def _write(
         self, source: requests.Source, options: Options, update: bool, request_id: str

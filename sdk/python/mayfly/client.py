@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 
 from mayfly import requests
-from mayfly.errors import FunctionFailed, MayflyError, NotFound, Unavailable
+from mayfly.errors import MayflyError, NotFound, Unavailable, settled
 from mayfly.requests import Length, Options, SourceLike
 from mayfly.resources import (
     Event,
@@ -116,9 +116,7 @@ class Client:
             if on_event:
                 on_event(event)
         function = self.get(function.id)
-        if function.failure is not None:
-            raise FunctionFailed(function.id, function.failure)
-        return function
+        return settled(function)
 
     def _write(
         self, source: requests.Source, options: Options, update: bool, request_id: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mayfly.resources import Failure
+    from mayfly.resources import Failure, Function
 
 
 class MayflyError(Exception):
@@ -106,6 +106,19 @@ class FunctionFailed(MayflyError):
         error["error"] |= {"function": self.function, "stage": self.stage}
         error["error"]["failure"] = self.failure.to_json()
         return error
+
+
+def settled(function: Function) -> Function:
+    """Return a function that answers; raise `FunctionFailed`, or `FunctionEnded` before it did."""
+    if function.failure is not None:
+        raise FunctionFailed(function.id, function.failure)
+    if function.ended:
+        raise FunctionEnded(
+            f"the lease of {function.id} ended before it was ready",
+            reason="FUNCTION_ENDED",
+            fix="deploy it again with a longer ttl",
+        )
+    return function
 
 
 _BY_REASON: dict[str, type[MayflyError]] = {
