@@ -45,9 +45,9 @@ def look(directories: Directories) -> World:
         found = [_directory(type_, directory, name) for name in names(directory)]
         things += found
         looked_at.append(f"{label} ({len(found)})")
-    processes, count = _processes(directories)
+    running, count = processes(directories)
     looked_at.append(f"processes ({count})")
-    return World(things + processes, looked_at)
+    return World(things + running, looked_at)
 
 
 def _directory(type_: str, parent: Path, name: str) -> Thing:
@@ -59,7 +59,7 @@ def _directory(type_: str, parent: Path, name: str) -> Thing:
     return Thing(type_, path, first, second)
 
 
-def _processes(directories: Directories) -> tuple[list[Thing], int]:
+def processes(directories: Directories) -> tuple[list[Thing], int]:
     """The programs that builds started, and how many processes there are."""
     found: list[Thing] = []
     numbers = [name for name in os.listdir("/proc") if name.isdigit()]

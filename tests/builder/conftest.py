@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +26,9 @@ from mayfly.v1.source_pb2 import Source
 from libs.rpc.channel import connect
 from services.builder.app import serve
 from services.builder.config import Settings
+from services.builder.directories import Directories
+from services.builder.world import processes
+from tests.builder.index import Index, serving
 
 HANDLER = "def handler(event, ctx):\n    return 1\n"
 
@@ -54,6 +58,11 @@ class Replica:
             request.function_uid = uid
             request.expire_time.CopyFrom(in_seconds(lasts))
         return (await self.builds.CreateBuild(request)).build
+
+    def programs(self) -> list[str]:
+        """Command lines of the programs that builds have started and that still run."""
+        directories = Directories(self.settings.data_dir / "builds")
+        return [thing.detail for thing in processes(directories)[0]]
 
     def files(self, *path: str) -> list[Path]:
         """What is in a directory below builds/."""
@@ -125,3 +134,34 @@ async def replica(settings: Callable[..., Settings]) -> AsyncIterator[Replica]:
 def details(error: grpc.aio.AioRpcError) -> str:
     """What a failed call says."""
     return error.details() or ""
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """The only package index that builders of this test know."""
+    for name in [each for each in os.environ if each.startswith(("UV_", "PIP_"))]:
+        monkeypatch.delenv(name)
+    with serving() as one:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", one.url)
+        monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        yield one
+
+
+def handler_with(*requirements: str, more: str = "") -> str:
+    """Return a handler that needs these."""
+    listed = ", ".join(f'"{each}"' for each in requirements)
+    return f"# /// script\n# dependencies = [{listed}]\n# ///\n{HANDLER}{more}"
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Return what `condition` (a coroutine function, or not) says, once it is true."""
+    async with asyncio.timeout(seconds):
+        while True:
+            said = condition()
+            if asyncio.iscoroutine(said):
+                said = await said
+            if said:
+                return said
+            await asyncio.sleep(0.02)

@@ -159,7 +159,8 @@ def _parsed(text: str, line: int) -> Requirement:
             else f"the requirement {text!r} cannot be read: {said}"
         )
         raise BuildFailed("REQUIREMENT_REFUSED", message, _ONLY_NAMES, line=line) from error
-    if requirement.url is not None:
+    # A name may end like a file, which an installer then takes for one.
+    if requirement.url is not None or _ADDRESSES.search(requirement.name):
         raise BuildFailed(
             "REQUIREMENT_REFUSED",
             f"the requirement {text!r} is an address; only names that this Mayfly's indexes know "

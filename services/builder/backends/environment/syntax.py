@@ -37,6 +37,8 @@ def examine(source: bytes, filename: str = "source.py") -> dict[str, Any]:
     source: bytes. "handler" has "line", "problem" (why it cannot be called with two arguments, or
     None) and is None when the top level binds no such name.
     """
+    if b"\0" in source:
+        return {"error": _null_byte(source)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,13 +54,20 @@ def examine(source: bytes, filename: str = "source.py") -> dict[str, Any]:
                 "text": (error.text or "").rstrip("\r\n"),
             }
         }
-    except (ValueError, UnicodeDecodeError) as error:
-        line = source[: source.find(b"\0")].count(b"\n") + 1 if b"\0" in source else 0
-        return {"error": {"message": str(error), "line": line, "column": 0, "text": ""}}
+    except ValueError as error:
+        return {"error": {"message": str(error), "line": 0, "column": 0, "text": ""}}
     except (RecursionError, MemoryError):
         message = "too deeply nested or too large to compile"
         return {"error": {"message": message, "line": 0, "column": 0, "text": ""}}
     return {"error": None, "handler": _find(tree.body, "handler")}
+
+
+def _null_byte(source: bytes) -> dict[str, Any]:
+    before = source[: source.index(b"\0")]
+    line = before.count(b"\n") + 1
+    column = len(before) - before.rfind(b"\n")
+    message = "source code cannot contain null bytes"
+    return {"message": message, "line": line, "column": column, "text": ""}
 
 
 def _find(statements: list[ast.stmt], name: str) -> dict[str, Any] | None:
