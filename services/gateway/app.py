@@ -30,6 +30,7 @@ from services.gateway.envoy_config import (
     PUBLIC_SERVICES,
     Inputs,
 )
+from services.gateway.figures import register
 from services.gateway.hold import Hold
 from services.gateway.live_routes import LiveRoutes
 from services.gateway.lrs import LoadReportingService
@@ -137,6 +138,16 @@ async def serve(
         stack.push_async_callback(envoy.stop)
         await envoy.start(lambda: discovery.connected.is_set() and accepts(listen))
 
+        register(
+            registry,
+            {
+                "routes": ("Functions that are known here.", lambda: len(routes.ids())),
+                "clusters": ("Functions that Envoy reaches by itself.", lambda: len(cache.names())),
+                "held_requests": ("Requests that pass the control process now.", hold.open),
+                "envoy_starts": ("How often Envoy was started.", lambda: envoy.starts),
+                "synced": ("Whether the deployer is connected.", routes.synced.is_set),
+            },
+        )
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(sync.run()), group.create_task(backends.run())]
             log.info("gateway_ready", url=public_url, listen=str(listen))

@@ -89,6 +89,10 @@ class Hold:
         """Listen at a unix socket; what an earlier process left of it is removed."""
         self._servers.append(await listen(address, lambda: _Client(wire, self._accept)))
 
+    def open(self) -> int:
+        """Return how many held requests are open."""
+        return len(self._requests)
+
     async def stop(self) -> None:
         """Take no more requests, and end those that are open."""
         for server in self._servers:

@@ -7,14 +7,15 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from mayfly.v1.function_pb2 import State
 from mayfly.v1.source_pb2 import Failure, Stage
 from websockets.asyncio.client import connect as websocket
 
-from tests.gateway.conftest import Running, eventually
-from tests.gateway.deployer import route
+from tests.gateway.conftest import Running, eventually, running
+from tests.gateway.deployer import Deployer, route
 from tests.gateway.upstream import Request, echo, echo_websocket, serve
 
 
@@ -406,3 +407,52 @@ async def test_the_backlog_of_a_function_that_starts_is_waited_in(gateway: Runni
                     connection, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
                 )
         assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_a_full_backlog_of_a_warm_function_is_waited_for(
+    directory: Path, deployer: Deployer
+) -> None:
+    """Envoy itself tries again: nothing of the request has reached the function."""
+    path = str(directory / "f.sock")
+    loop = asyncio.get_running_loop()
+    deployer.routes["full"] = route("full", f"unix:{path}")  # in the snapshot: Envoy has it
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
+        listening.bind(path)
+        listening.listen(0)
+        listening.setblocking(False)
+        other.connect(path)  # takes the one place
+        async with running(directory, deployer) as gateway:
+            await deployer.connected()
+            waiting = asyncio.create_task(gateway.http.get("/f/full/x"))
+            await asyncio.wait([waiting], timeout=0.3)
+            assert not waiting.done(), waiting.result().text
+            first, _ = await loop.sock_accept(listening)
+            first.close()
+            connection, _ = await asyncio.wait_for(loop.sock_accept(listening), 5)
+            with connection:
+                assert b"/x" in await loop.sock_recv(connection, 65536)
+                await loop.sock_sendall(connection, b"HTTP/1.1 204 OK\r\n\r\n")
+                assert (await waiting).status_code == 204
+
+
+async def test_a_request_is_held_for_so_long_only(directory: Path, deployer: Deployer) -> None:
+    async with running(directory, deployer, hold_timeout=0.3) as gateway:
+        await deployer.connected()
+        await deployer.put(route("slow", "", state=State.STATE_BUILDING))
+        answer = await gateway.http.get("/f/slow/")
+        assert answer.status_code == 504
+        assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
+
+
+async def test_metrics_are_served_where_the_setting_says(
+    directory: Path, deployer: Deployer
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with running(directory, deployer, gateway_metrics_listen=address) as gateway:
+        await deployer.connected()
+        await deployer.put(route("a", "unix:/nowhere"))
+        text = (await gateway.http.get(f"http://{address}/metrics")).text
+        assert "mayfly_gateway_routes 1.0" in text
+        assert "mayfly_gateway_synced 1.0" in text
