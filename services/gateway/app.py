@@ -127,7 +127,7 @@ async def serve(
             {
                 "/": pages.index(public_url, metadata.version("mayfly")),
                 "/openapi.json": pages.openapi(openapi),
-                "/healthz": pages.healthz(backends.serving),
+                "/healthz": pages.healthz(lambda: _parts(backends.serving())),
             }
         )
         stack.push_async_callback(served.stop)
@@ -156,6 +156,11 @@ async def serve(
             await stop.wait()
             for task in running:
                 task.cancel()
+
+
+def _parts(serving: dict[str, bool]) -> dict[str, bool]:
+    """Return who serves by the name that the service itself goes by."""
+    return {PUBLIC_SERVICES[service].removeprefix("_"): up for service, up in serving.items()}
 
 
 def accepts(address: Address) -> bool:

@@ -29,11 +29,8 @@ class Backends:
         self._serving = dict.fromkeys(channels, False)
 
     def serving(self) -> dict[str, bool]:
-        """Return which services serve now, by the first word of their name, in lower case."""
-        return {
-            name.rpartition(".")[2].removesuffix("Service").lower(): up
-            for name, up in self._serving.items()
-        }
+        """Return which services serve now, by full name."""
+        return dict(self._serving)
 
     async def run(self) -> None:
         """Watch all; ends only when it is cancelled."""
