@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mayfly.v1.error_pb2 import ErrorReason
 from mayfly.v1.function_pb2 import (
@@ -56,6 +58,10 @@ _ID_CONSTRAINT = "functions_live_id"
 _MADE_UP_TRIES = 5
 _UPDATE_TRIES = 10
 _PAGE, _MAX_PAGE = 50, 1000
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Method = Callable[["FunctionService", _Request, Any], Coroutine[Any, Any, _Response]]
 _PENDING = events.state_event(State.STATE_PENDING).payload
 _EXPIRED = events.state_event(State.STATE_EXPIRED, EndReason.END_REASON_TTL).payload
 _DELETED = events.state_event(State.STATE_EXPIRED, EndReason.END_REASON_DELETED).payload
@@ -72,6 +78,23 @@ class Rules:
     max_functions: int
     bounds: Bounds
     idle_floor: Callable[[], datetime]
+
+
+def _to_its_end(method: _Method[_Request, _Response]) -> _Method[_Request, _Response]:
+    """Let a method end even where its caller goes away.
+
+    A call that is given up is cancelled, and a row that was written is nothing without its
+    wake-ups: its route would stay, its work would wait until the claim has run out.
+    """
+
+    @functools.wraps(method)
+    async def call(self: FunctionService, request: _Request, context: Any) -> _Response:
+        task = asyncio.create_task(method(self, request, context))
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return await asyncio.shield(task)
+
+    return call
 
 
 class FunctionService(FunctionServiceServicer):
@@ -104,7 +127,10 @@ class FunctionService(FunctionServiceServicer):
         self._adopt = adopt
         self._look = look
         self._routes_taken = routes_taken
+        self.running: set[asyncio.Task[Any]] = set()
+        """Calls that change something and are not done, whether or not their callers wait."""
 
+    @_to_its_end
     async def CreateFunction(
         self, request: CreateFunctionRequest, context: Any
     ) -> CreateFunctionResponse:
@@ -142,6 +168,7 @@ class FunctionService(FunctionServiceServicer):
             functions=[self._view(row) for row in rows[:size]], next_page_token=token
         )
 
+    @_to_its_end
     async def UpdateFunction(
         self, request: UpdateFunctionRequest, context: Any
     ) -> UpdateFunctionResponse:
@@ -172,6 +199,7 @@ class FunctionService(FunctionServiceServicer):
             fix="try again",
         )
 
+    @_to_its_end
     async def DeleteFunction(
         self, request: DeleteFunctionRequest, context: Any
     ) -> DeleteFunctionResponse:
@@ -179,9 +207,11 @@ class FunctionService(FunctionServiceServicer):
         row = await self._lookup.newest(id_of(request.name))
         if row.ended_time is None:
             row = await self._end(row, delete=True) or await self._lookup.newest(row.id)
-            await self._routes_taken()
+        # Also where another call has ended it: that one may not have come this far yet.
+        await self._routes_taken()
         return DeleteFunctionResponse(function=self._view(row))
 
+    @_to_its_end
     async def RenewFunction(
         self, request: RenewFunctionRequest, context: Any
     ) -> RenewFunctionResponse:
