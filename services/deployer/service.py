@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from mayfly.v1.error_pb2 import ErrorReason
 from mayfly.v1.function_pb2 import (
@@ -59,9 +59,9 @@ _MADE_UP_TRIES = 5
 _UPDATE_TRIES = 10
 _PAGE, _MAX_PAGE = 50, 1000
 
-_Request = TypeVar("_Request")
+_P = ParamSpec("_P")
 _Response = TypeVar("_Response")
-_Method = Callable[["FunctionService", _Request, Any], Coroutine[Any, Any, _Response]]
+_Method = Callable[Concatenate["FunctionService", _P], Coroutine[Any, Any, _Response]]
 _PENDING = events.state_event(State.STATE_PENDING).payload
 _EXPIRED = events.state_event(State.STATE_EXPIRED, EndReason.END_REASON_TTL).payload
 _DELETED = events.state_event(State.STATE_EXPIRED, EndReason.END_REASON_DELETED).payload
@@ -80,7 +80,7 @@ class Rules:
     idle_floor: Callable[[], datetime]
 
 
-def _to_its_end(method: _Method[_Request, _Response]) -> _Method[_Request, _Response]:
+def _to_its_end(method: _Method[_P, _Response]) -> _Method[_P, _Response]:
     """Let a method end even where its caller goes away.
 
     A call that is given up is cancelled, and a row that was written is nothing without its
@@ -88,8 +88,8 @@ def _to_its_end(method: _Method[_Request, _Response]) -> _Method[_Request, _Resp
     """
 
     @functools.wraps(method)
-    async def call(self: FunctionService, request: _Request, context: Any) -> _Response:
-        task = asyncio.create_task(method(self, request, context))
+    async def call(self: FunctionService, *args: _P.args, **kwargs: _P.kwargs) -> _Response:
+        task = asyncio.create_task(method(self, *args, **kwargs))
         self.running.add(task)
         task.add_done_callback(self.running.discard)
         return await asyncio.shield(task)
