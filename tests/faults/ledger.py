@@ -175,11 +175,19 @@ class Ledger:
             return state_of(found) == "RECLAIMED"
 
         what = f"{promise.function_id} reclaimed"
-        await until(reclaimed, RECLAIM_SECONDS, what=what, every=0.1)
-        receipt = await self._door.receipt(
-            {"name": f"functions/{promise.function_id}", "uid": promise.uid}, RECLAIM_SECONDS
-        )
-        assert receipt["verified"], receipt
+        try:
+            await until(reclaimed, RECLAIM_SECONDS, what=what, every=0.1)
+        except AssertionError as error:
+            error.add_note(await self._story(promise))
+            raise
+        named = {"name": f"functions/{promise.function_id}", "uid": promise.uid}
+
+        async def verified() -> bool:
+            # Written at once, and verified as soon as all owners can be asked.
+            return bool((await self._door.receipt(named, RECLAIM_SECONDS)).get("verified"))
+
+        what = f"a verified receipt of {promise.function_id}"
+        await until(verified, RECLAIM_SECONDS, what=what, every=0.1)
         promise.settled = True
 
     async def _check_living(self, promise: Promise, function: Json) -> None:
@@ -197,7 +205,25 @@ class Ledger:
             return False
 
         what = f"{promise.function_id} answers"
-        await until(answers, ANSWER_SECONDS, what=what, every=0.2)
+        try:
+            await until(answers, ANSWER_SECONDS, what=what, every=0.2)
+        except (AssertionError, httpx.TransportError) as error:
+            error.add_note(await self._story(promise))
+            raise
+
+    async def _story(self, promise: Promise) -> str:
+        """What the platform says of a function, for a failed assertion."""
+        events: list[Json] = []
+        try:
+            async with asyncio.timeout(2):
+                async for event in self._door.events(promise.function_id):
+                    events.append(event)
+        except TimeoutError:
+            pass
+        status = await self._door.http.get("/v1/janitor:status")
+        function = await self._door.get(promise.function_id)
+        told = "\n".join(str(event) for event in events)
+        return f"{promise}\n{function}\n{told}\njanitor: {status.text}"
 
     async def end_all(self) -> None:
         """Delete everything and wait until it is reclaimed."""

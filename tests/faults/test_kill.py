@@ -25,6 +25,18 @@ async def kill_again_and_again(platform: Platform, rounds: int, seed: int) -> No
     rng = random.Random(seed)
     await asyncio.to_thread(platform.start)
     door = Door(platform.url)
+    try:
+        await kill_and_check(platform, door, rng, rounds, seed)
+    finally:
+        await door.http.aclose()
+    await asyncio.to_thread(platform.stop)
+    await asyncio.to_thread(platform.looker.wait_empty)
+
+
+async def kill_and_check(
+    platform: Platform, door: Door, rng: random.Random, rounds: int, seed: int
+) -> None:
+    """The rounds of a loop, and that nothing is left of functions in the end."""
     ledger = Ledger(door, rng, platform.looker.uids)
     # Every part in turn, in an order of the seed's.
     victims: list[str] = []
@@ -48,14 +60,11 @@ async def kill_again_and_again(platform: Platform, rounds: int, seed: int) -> No
             await asyncio.to_thread(platform.recover, victim)
             await ledger.check()
         except Exception as error:
-            error.add_note(f"{where}\n{platform.log_tail()}")
+            error.add_note(f"{platform.log_tail()}\n{where}")
             raise
     await ledger.end_all()
     assert ledger.promises
     await check_nothing_left_of_functions(door, platform)
-    await door.http.aclose()
-    await asyncio.to_thread(platform.stop)
-    await asyncio.to_thread(platform.looker.wait_empty)
 
 
 async def check_nothing_left_of_functions(door: Door, platform: Platform) -> None:
