@@ -82,7 +82,8 @@ class ReclaimerService(ReclaimerServiceServicer):
                 yield WatchDeadlinesResponse(removals=removals, snapshot_complete=not complete)
             told, complete = now, True
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changes.deadlines.wait(), _LOOK_SECONDS)
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._changes.deadlines.wait()
                 # What moves deadlines comes in crowds.
                 await asyncio.sleep(_SETTLE_SECONDS)
 

@@ -131,7 +131,8 @@ class BuildService(BuildServiceServicer):
                     )
                     return
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await changed.wait()
 
     async def ListRuntimes(
         self, request: ListRuntimesRequest, context: Any
@@ -245,7 +246,8 @@ class BuildService(BuildServiceServicer):
                 if is_over(row) or left <= 0:
                     return _of(row)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), min(left, _LOOK_SECONDS))
+                    async with asyncio.timeout(min(left, _LOOK_SECONDS)):
+                        await changed.wait()
 
 
 def _of(row: Record) -> Build:

@@ -105,7 +105,8 @@ class Worker:
             if self.has_room:
                 await self._claim()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changes.queue.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._changes.queue.wait()
 
     async def keep_claims(self) -> None:
         """Say that the builds of this replica go on, and stop those that are not wanted."""

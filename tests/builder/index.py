@@ -1,4 +1,4 @@
-"""A package index on loopback (PEP 503) that can be told to hold, to fail, and to count."""
+"""A package index on loopback (PEP 503, PEP 658) that can be told to hold, to fail, and to count."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def wheel(name: str, version: str, requires: tuple[str, ...] = (), filler: int =
     return whole.getvalue()
 
 
+def metadata(whole: bytes) -> bytes:
+    """Return the METADATA of a wheel."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        name = next(each for each in archive.namelist() if each.endswith("/METADATA"))
+        return archive.read(name)
+
+
 class Index:
     """What it offers, and how it behaves."""
 
@@ -66,6 +73,8 @@ class Index:
         if self.failing:
             return 503, b""
         parts = path.strip("/").split("/")
+        if parts[0] == "files" and path.endswith(".metadata"):
+            return 200, metadata(self.files[parts[1].removesuffix(".metadata")])
         if parts[0] == "files":
             self.held.set()
             self.open.wait(60)
@@ -74,7 +83,8 @@ class Index:
         names = [name for name in self.files if name.partition("-")[0] == wanted]
         if not names:
             return 404, b""
-        links = "".join(f'<a href="/files/{name}">{name}</a>' for name in names)
+        known = 'data-core-metadata="true"'
+        links = "".join(f'<a href="/files/{name}" {known}>{name}</a>' for name in names)
         return 200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
 
 
