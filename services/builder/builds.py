@@ -17,6 +17,7 @@ from services.builder.backends.base import Kind
 from services.builder.batcher import Batcher
 from services.builder.changes import BUILDS, QUEUE
 from services.builder.config import Settings
+from services.builder.view import is_over
 
 SCHEMA = "builder"
 QUERIES = Path(__file__).parent / "queries.sql"
@@ -206,8 +207,14 @@ class Builds:
 
     async def watch(self, build: str, after: int, *, here: bool) -> Record | None:
         """Return a row with its events after a sequence number in `items`."""
-        async with self.store.connection() as connection:
-            return await self._queries.watch_build(connection, id=build, after=after, here=here)
+        row: Record | None = None
+        for _ in range(_TRIES):
+            async with self.store.connection() as connection:
+                row = await self._queries.watch_build(connection, id=build, after=after, here=here)
+            # It may have ended while it was being marked: then this row is older than its end.
+            if row is None or here or row["told"] or is_over(row):
+                return row
+        return row
 
     async def page(self, time: datetime, build: str, count: int) -> list[Record]:
         """Return rows before a position, newest first."""

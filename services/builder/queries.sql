@@ -130,10 +130,11 @@ SELECT * FROM builds WHERE id = :id AND NOT ended;
 
 -- name: watch_build(id, after, here)^
 -- One build with its events after a sequence number. `here`: it is done in this process, which
--- tells of changes itself; else whoever does it is asked to notify.
+-- tells of changes itself; else whoever does it is asked to notify (`told`: it will).
 WITH marked AS (
     UPDATE builds SET watched = true
     WHERE id = :id AND NOT :here::boolean AND NOT watched AND state IN (1, 2)
+    RETURNING id
 )
 SELECT b.*, (
     SELECT array_agg(e.item ORDER BY e.first, e.number)
@@ -143,7 +144,7 @@ SELECT b.*, (
         WHERE build = :id AND first + cardinality(items) > :after::bigint
     ) e
     WHERE e.first + e.number - 1 > :after::bigint
-) AS items
+) AS items, (b.watched OR EXISTS (SELECT FROM marked)) AS told
 FROM builds b
 WHERE b.id = :id AND NOT b.ended;
 

@@ -33,6 +33,7 @@ log = structlog.get_logger()
 # Log lines that come within this time are written together.
 FLUSH_SECONDS = 0.05
 LOOK_SECONDS = 5.0
+LOOK_AGAIN_SECONDS = 0.05
 CANCEL_SECONDS = 5.0
 _MOST_ATTEMPTS = 3
 
@@ -84,7 +85,8 @@ class Worker:
             if self._tasks.get(row["id"]) is task:
                 del self._tasks[row["id"]]
             self._changes.tell(row["id"])
-            self._changes.queue.set()
+            if len(self._tasks) == self._settings.concurrent_builds - 1:
+                self._changes.queue.set()  # there was no room, and now there is
 
         task.add_done_callback(forget)
         return task
@@ -100,13 +102,18 @@ class Worker:
     async def run(self) -> None:
         """Take up what nobody does, without end."""
         await self._until_answered()
+        pause = LOOK_SECONDS
         while True:
             self._changes.queue.clear()
             if self.has_room:
                 await self._claim()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+            try:
+                async with asyncio.timeout(pause):
                     await self._changes.queue.wait()
+                # A row that somebody has just locked is passed over: look again soon.
+                pause = LOOK_AGAIN_SECONDS
+            except TimeoutError:
+                pause = min(pause * 4, LOOK_SECONDS)
 
     async def keep_claims(self) -> None:
         """Say that the builds of this replica go on, and stop those that are not wanted."""
