@@ -248,6 +248,7 @@ class FunctionService(FunctionServiceServicer):
             request.after,
             until_settled=request.until_settled,
         )
+        await _begin(context)
         try:
             async for event in stream:
                 yield WatchFunctionResponse(event=event)
@@ -270,6 +271,7 @@ class FunctionService(FunctionServiceServicer):
         stream = events.tail_logs(
             self._store, self._wakeups, row.uid, request.tail, follow=request.follow
         )
+        await _begin(context)
         async for line in stream:
             yield line
 
@@ -412,6 +414,14 @@ class FunctionService(FunctionServiceServicer):
 
 def _idle_timeout(spec: Function) -> timedelta | None:
     return (spec.idle_timeout.ToTimedelta() or None) if spec.HasField("idle_timeout") else None
+
+
+async def _begin(context: Any) -> None:
+    """Let an HTTP client see that its stream is open, however long the first message takes.
+
+    Not before the request is known to be good: an error after the headers is lost on HTTP/1.1.
+    """
+    await context.send_initial_metadata(())
 
 
 def _ended(row: FunctionRow) -> MayflyError:
