@@ -21,15 +21,17 @@ from tests.conformance.standalone import free_port
 PACKAGES = {"buildah": "buildah", "runc": "runc", "docker-registry": "docker-registry"}
 
 SERVE = '''"""The smallest server around a handler."""
-import http.server, json, sys
+import http.server, json, sys, types
 
 sys.path.insert(0, "/app")
 from handler import handler
 
+context = types.SimpleNamespace(function_id="bench", request_id="none", contract_version="1")
+
 
 class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps(handler({"query": {}, "path": self.path}, None)).encode()
+        body = json.dumps(handler({"query": {}, "path": self.path}, context)).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

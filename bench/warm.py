@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,13 +155,17 @@ def endpoint(data_dir: Path, function_id: str) -> tuple[str, int]:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.connect(str(data_dir / "gateway" / "admin.sock"))
 
-    admin = Admin("admin")
-    admin.request("GET", "/clusters?format=json")
-    clusters: dict[str, Any] = json.loads(admin.getresponse().read())
-    for cluster in clusters["cluster_statuses"]:
-        if cluster["name"] == function_id:
-            address = cluster["host_statuses"][0]["address"]["socket_address"]
-            return address["address"], address["port_value"]
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        admin = Admin("admin")
+        admin.request("GET", "/clusters?format=json")
+        clusters: dict[str, Any] = json.loads(admin.getresponse().read())
+        admin.close()
+        for cluster in clusters["cluster_statuses"]:
+            if cluster["name"] == function_id:
+                address = cluster["host_statuses"][0]["address"]["socket_address"]
+                return address["address"], address["port_value"]
+        time.sleep(0.05)
     raise BenchFailed(f"Envoy has no cluster {function_id}")
 
 
