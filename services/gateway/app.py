@@ -154,8 +154,18 @@ async def serve(
             if ready is not None:
                 ready(public_url)
             await stop.wait()
+            await _drain(admin_address, settings.drain_timeout.total_seconds())
             for task in running:
                 task.cancel()
+
+
+async def _drain(envoy: Address, seconds: float) -> None:
+    try:
+        left = await admin.drain(envoy, seconds)
+    except admin.AdminError as error:
+        log.warning("gateway_not_drained", detail=str(error))  # an Envoy that died has no requests
+    else:
+        log.info("gateway_drained", cut=left)
 
 
 def _parts(serving: dict[str, bool]) -> dict[str, bool]:

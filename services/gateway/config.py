@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from libs.rpc.durations import Duration
 from services.gateway.addresses import MAX_SOCKET_PATH, Address, parse
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
@@ -68,7 +69,7 @@ class Settings(BaseSettings):
         description="Origins, divided by commas, whose browsers may call /v1 and gRPC-Web; `*` is "
         "all. Empty: none. Functions answer preflights themselves.",
     )
-    hold_timeout: timedelta = Field(
+    hold_timeout: Duration = Field(
         default=timedelta(seconds=60),
         gt=timedelta(0),
         description="Seconds that a request waits for a function that is still being built or "
@@ -80,11 +81,17 @@ class Settings(BaseSettings):
         description="Bytes that the body of a /v1 request may have. 60 MiB is a little less than "
         "a gRPC message of the services may have; how large a source may be, the deployer decides.",
     )
-    upstream_idle_timeout: timedelta = Field(
+    upstream_idle_timeout: Duration = Field(
         default=timedelta(seconds=2),
         gt=timedelta(0),
         description="Seconds that Envoy keeps an unused connection to a function. Must be shorter "
         "than the idle stop of instances, so that none is stopped under a connection.",
+    )
+    drain_timeout: Duration = Field(
+        default=timedelta(seconds=5),
+        ge=timedelta(0),
+        description="How long open requests have to end when the gateway is told to stop. What is "
+        "open longer (streams, mostly) is cut.",
     )
     otlp_endpoint: str = Field(
         default="", description="An OTLP/gRPC collector of one's own, host:port. Empty: none."

@@ -19,7 +19,7 @@ from services.gateway.admin import function_clusters
 from tests.gateway.conftest import Running, eventually, running
 from tests.gateway.deployer import Deployer, route
 from tests.gateway.test_functions import warm
-from tests.gateway.upstream import serve
+from tests.gateway.upstream import Request, serve
 
 
 def envoys(directory: Path) -> list[int]:
@@ -272,3 +272,36 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def test_a_stop_takes_no_connections_and_lets_requests_end(
+    directory: Path, deployer: Deployer
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: Request) -> None:
+        request.writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n")
+        await request.chunk(b"be")
+        begun.set()
+        await go_on.wait()
+        await request.chunk(b"gun")
+        request.writer.write(b"0\r\n\r\n")
+
+    async with serve(directory / "f.sock", answer) as upstream, httpx.AsyncClient() as client:
+        gateway = running(directory, deployer)
+        made = await gateway.__aenter__()
+        await deployer.connected()
+        await deployer.put(route("f", upstream.endpoint))
+        asking = asyncio.create_task(client.get(f"{made.url}/f/f/", timeout=20))
+        await begun.wait()
+        stopping = asyncio.create_task(gateway.__aexit__(None, None, None))
+
+        async def refuses() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", made.port)) != 0
+
+        await eventually(refuses)
+        assert not stopping.done()
+        go_on.set()
+        assert (await asking).text == "begun"
+        await stopping

@@ -31,7 +31,7 @@ def test_a_wrong_setting_of_any_service_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MAYFLY_MAX_TTL", "soon")
-    with pytest.raises(StartError, match="^MAYFLY_MAX_TTL: "):
+    with pytest.raises(StartError, match=r"^MAYFLY_MAX_TTL: "):
         wire(settings(), "postgresql://x@/y")
 
 
