@@ -12,6 +12,7 @@ from opentelemetry.instrumentation.grpc import (
 from opentelemetry.sdk.trace import TracerProvider
 
 from libs.rpc.server import MAX_MESSAGE_BYTES
+from libs.rpc.tracing import is_traced
 
 _SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
@@ -46,5 +47,5 @@ _OPTIONS = (
 
 def connect(address: str, tracer_provider: TracerProvider | None = None) -> grpc.aio.Channel:
     """Return a channel to "unix:/path" or "host:port"; it connects and reconnects by itself."""
-    interceptors: Any = aio_client_interceptors(tracer_provider)
+    interceptors: Any = aio_client_interceptors(tracer_provider, is_traced)
     return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)

@@ -16,10 +16,10 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import (
     aio_server_interceptor,  # pyright: ignore[reportUnknownVariableType]
 )
-from opentelemetry.instrumentation.grpc.filters import any_of, negate, service_prefix
 from opentelemetry.sdk.trace import TracerProvider
 
 from libs.rpc.interceptor import ErrorInterceptor
+from libs.rpc.tracing import is_traced
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = (
@@ -73,11 +73,8 @@ class Server:
     ) -> None:
         self.address = address
         self.health = Health(services)
-        # Health and reflection say nothing of a function; a span for each export of spans would
-        # itself be exported, without end.
-        traced = negate(any_of(service_prefix("grpc."), service_prefix("opentelemetry.")))
         self._server: grpc.aio.Server = grpc.aio.server(
-            interceptors=(_tracing(tracer_provider, traced), ErrorInterceptor()), options=_OPTIONS
+            interceptors=(_tracing(tracer_provider), ErrorInterceptor()), options=_OPTIONS
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         names = (*services, HEALTH_SERVICE, reflection.SERVICE_NAME)
@@ -111,8 +108,8 @@ class Server:
         await self._server.stop(grace)
 
 
-def _tracing(provider: TracerProvider | None, predicate: Any) -> Any:
-    return aio_server_interceptor(provider, predicate)
+def _tracing(provider: TracerProvider | None) -> Any:
+    return aio_server_interceptor(provider, is_traced)
 
 
 def _status(serving: bool) -> Any:
