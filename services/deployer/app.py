@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import grpc
 import structlog
 from mayfly.v1.function_pb2_grpc import add_FunctionServiceServicer_to_server
 from mayfly.v1.reclaimer_pb2_grpc import add_ReclaimerServiceServicer_to_server
 from mayfly.v1.route_pb2_grpc import add_RouteServiceServicer_to_server
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceStub,
     add_TraceServiceServicer_to_server,  # pyright: ignore[reportUnknownVariableType]
 )
 
@@ -134,7 +136,11 @@ class Deployer:
             self.reconciler.look, self.journal.drained, self.gateways.all_taken,
         )  # fmt: skip
         traces = Traces(store)
-        self.sink = TraceSink(traces)
+        # Untraced: a span for each export of spans would itself be exported, without end.
+        self.collector = (
+            grpc.aio.insecure_channel(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        )
+        self.sink = TraceSink(traces, TraceServiceStub(self.collector) if self.collector else None)
         rules = Rules(
             replica, settings.target, settings.claim, settings.default_ttl,
             settings.max_functions, _bounds(settings), idle_floor,
@@ -237,6 +243,8 @@ class Deployer:
         await asyncio.wait(tasks)
         await self.driver.close()
         await self.channel.close()
+        if self.collector is not None:
+            await self.collector.close()
 
 
 def _process_driver(settings: Settings) -> Driver:

@@ -7,14 +7,19 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import grpc
 import structlog
 from mayfly.v1.function_pb2 import Span
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceServicer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    TraceServiceStub,
+)
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from opentelemetry.trace import get_current_span
@@ -30,6 +35,7 @@ log = structlog.get_logger()
 MOST_SPANS = 1000
 """Spans that are kept of one trace."""
 _SERVICE = "service.name"
+_FORWARD_SECONDS = 1.0
 
 
 class Traces:
@@ -66,8 +72,11 @@ class Traces:
 class TraceSink(TraceServiceServicer):
     """`opentelemetry.proto.collector.trace.v1.TraceService`."""
 
-    def __init__(self, traces: Traces) -> None:
+    def __init__(self, traces: Traces, collector: TraceServiceStub | None = None) -> None:
         self._traces = traces
+        # Envoy exports to one place alone, this one; an operator's own collector gets its spans
+        # from here.
+        self._collector = collector
 
     async def Export(
         self, request: ExportTraceServiceRequest, context: Any
@@ -77,7 +86,26 @@ class TraceSink(TraceServiceServicer):
             await self._traces.add(list(_rows(request)))
         except StoreUnavailable as error:
             log.warning("spans_dropped", error=str(error))
+        if self._collector is not None:
+            await _forward(self._collector, [r for r in request.resource_spans if _is_envoys(r)])
         return ExportTraceServiceResponse()
+
+
+async def _forward(collector: TraceServiceStub, spans: Sequence[ResourceSpans]) -> None:
+    if not spans:
+        return
+    request = ExportTraceServiceRequest(resource_spans=spans)
+    try:
+        await collector.Export(request, timeout=_FORWARD_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        log.info("spans_not_forwarded", code=error.code().name)
+
+
+def _is_envoys(spans: ResourceSpans) -> bool:
+    return any(
+        attribute.key == "telemetry.sdk.name" and attribute.value.string_value == "envoy"
+        for attribute in spans.resource.attributes
+    )
 
 
 def _rows(request: ExportTraceServiceRequest) -> Iterable[dict[str, Any]]:
