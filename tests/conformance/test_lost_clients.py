@@ -1,0 +1,68 @@
+"""Clients that go away in the middle of a call: it is done whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from tests.conformance.door import ENDED, Door, state_of, time_of
+
+HELLO = "def handler(event, ctx):\n    return 'here'\n"
+# From before the request has arrived until after it has been answered.
+DELAYS = [n * 0.0007 for n in range(20)]
+
+
+async def send_and_leave(
+    mayfly: Door, method: str, path: str, body: dict[str, Any] | None, delay: float
+) -> None:
+    """Send a request and close the connection after a while, answered or not."""
+    content = json.dumps(body).encode() if body is not None else b""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: {mayfly.target}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    _, writer = await asyncio.open_connection(mayfly.host, mayfly.port)
+    writer.write(head.encode() + content)
+    await writer.drain()
+    await asyncio.sleep(delay)
+    writer.transport.abort()
+
+
+async def test_a_deletion(mayfly: Door) -> None:
+    for delay in DELAYS:
+        function = await mayfly.ready(handler=HELLO)
+        await send_and_leave(mayfly, "DELETE", f"/v1/{function['name']}", None, delay)
+        # Whatever became of it: when this one returns, the function answers no more.
+        await mayfly.delete(function)
+        answer = await mayfly.call(function)
+        assert answer.status_code == 404, (delay, answer.text)
+        assert (await mayfly.receipt(function))["verified"], delay
+
+
+async def test_a_creation(mayfly: Door) -> None:
+    for delay in DELAYS:
+        function_id = mayfly.new_id("left")
+        path = f"/v1/functions?function_id={function_id}&request_id={function_id}"
+        body = {"handler": HELLO, "ttl": "60s"}
+        await send_and_leave(mayfly, "POST", path, body, delay)
+        # The same wish again: made or not, it is one function, and it works.
+        again = await mayfly.post(body, function_id=function_id, request_id=function_id)
+        assert again.status_code == 200, again.text
+        answer = await mayfly.call(function_id, timeout=10)
+        assert answer.status_code == 200, (delay, answer.text)
+
+
+async def test_a_renewal(mayfly: Door) -> None:
+    for delay in DELAYS[::3]:
+        function = await mayfly.ready(handler=HELLO, ttl="600s")
+        path = f"/v1/{function['name']}:renew"
+        await send_and_leave(mayfly, "POST", path, {"ttl": "1s"}, delay)
+        found = await mayfly.get(function)
+        if time_of(found["expireTime"]) < time_of(function["expireTime"]) - 100:
+            # It was taken: then everybody knows of it, the gateway and the janitor too.
+            await asyncio.sleep(max(0.0, time_of(found["expireTime"]) + 0.3 - time.time()))
+            assert (await mayfly.call(function)).status_code == 404, delay
+            assert (await mayfly.receipt(function))["verified"], delay
+            assert state_of(await mayfly.get(function)) in ENDED
