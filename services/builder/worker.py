@@ -173,7 +173,7 @@ class Worker:
             flusher = asyncio.create_task(self._flush(build, token, journal, wake))
             try:
                 with self._tracer.start_as_current_span(
-                    "build", context=context, attributes={"mayfly.build": build}
+                    "builder", context=context, attributes={"mayfly.build": build}
                 ):
                     outcome = await self._outcome(row, source, journal)
             finally:

@@ -40,6 +40,7 @@ class Replica:
     settings: Settings
     builds: Any
     reclaimer: Any
+    address: str
 
     async def create(
         self,
@@ -89,7 +90,8 @@ async def running(settings: Settings) -> AsyncIterator[Replica]:
         task.result()
     channel = connect(await address)
     try:
-        yield Replica(settings, BuildServiceStub(channel), ReclaimerServiceStub(channel))
+        stubs = BuildServiceStub(channel), ReclaimerServiceStub(channel)
+        yield Replica(settings, *stubs, await address)
     finally:
         await channel.close()
         stop.set()

@@ -1,4 +1,4 @@
-"""A package index on loopback (PEP 503, PEP 658) that can be told to hold, to fail, and to count."""
+"""A package index on loopback (PEP 503, PEP 658) that can hold, fail, and count."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ async def test_go_is_compiled_and_its_errors_have_a_place(replica: Replica) -> N
     assert program.read_bytes()[:4] == b"\x7fELF"
     assert subprocess.run([program], capture_output=True, check=False, env={}).returncode != 127
 
-    broken = "package function\n\nfunc Handle(e Event, c Context) (any, error) {\n\treturn nope, nil\n}\n"
+    broken = go.example.replace('map[string]string{"hi": e.Query["name"]}', "nope")
     failure = (await replica.create(runtime="go", handler=broken)).failure
     assert (failure.reason, failure.line, failure.column) == ("COMPILE_FAILED", 4, 9), failure
     assert failure.message == "undefined: nope"

@@ -46,7 +46,8 @@ async def process_of(
     channel = connect(address)
     try:
         await asyncio.wait_for(until(Path(address.removeprefix("unix:")).exists), 30)
-        yield Replica(settings, BuildServiceStub(channel), ReclaimerServiceStub(channel)), process
+        stubs = BuildServiceStub(channel), ReclaimerServiceStub(channel)
+        yield Replica(settings, *stubs, address), process
     finally:
         await channel.close()
         if process.returncode is None:

@@ -106,6 +106,26 @@ async def test_an_environment_that_is_wanted_again_stays(
         assert Path(first.artefact.environment, "mayfly.json").exists()
 
 
+async def test_an_environment_in_use_stays_however_old_it_is(
+    index: Index, settings: Callable[..., Settings]
+) -> None:
+    index.add("alpha")
+    async with running(settings(build_retention=0, build_timeout=5)) as replica:
+        build = await replica.create(handler=handler_with("alpha"), uid="a", lasts=1)
+        hold = HoldBuildRequest(name=build.name, function_uid="a", expire_time=in_seconds(900))
+        await replica.builds.HoldBuild(hold)
+        path = Path(build.artefact.environment)
+        digest, _, uid = path.name.partition(".")
+        async with asyncio.timeout(20):
+            while True:
+                outcome = await reclaim(replica, f"environments/{digest}", uid)
+                assert outcome.result == ReclaimOutcome.RESULT_RENEWED
+                if outcome.renewed_until.ToNanoseconds() < in_seconds(-0.2).ToNanoseconds():
+                    break
+                await asyncio.sleep(0.1)
+        assert (path / "mayfly.json").exists()
+
+
 async def test_a_build_that_nobody_released_ends_by_itself(
     settings: Callable[..., Settings],
 ) -> None:
