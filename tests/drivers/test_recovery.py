@@ -155,7 +155,7 @@ async def test_deployer_killed_leaves_nothing(data_dir: Path) -> None:
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
-    child = subprocess.Popen(  # noqa: ASYNC220 - as short as any start of a process
+    child = subprocess.Popen(
         [sys.executable, "-c", code, str(data_dir)],
         stdout=subprocess.PIPE,
         cwd=ROOT,
@@ -226,7 +226,7 @@ async def test_foreign_things_are_not_removed(world: World) -> None:
     outside.touch()
     await world.driver.remove_resource(base.Resource("socket", f"unix:{outside}", None, ""))
     assert outside.exists()
-    sleeper = subprocess.Popen(["/bin/sleep", "60"])  # noqa: ASYNC220 - no longer than any start
+    sleeper = subprocess.Popen(["/bin/sleep", "60"])
     try:
         await world.driver.remove_resource(base.Resource("process", str(sleeper.pid), "a", ""))
         assert sleeper.poll() is None

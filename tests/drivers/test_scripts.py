@@ -139,6 +139,33 @@ async def test_failed_deploy_says_why(
         assert caught.value.exit_code == 3
 
 
+HOSTILE = """
+import socket, threading, time
+listener = socket.socket()
+listener.bind(("0.0.0.0", 8000))
+listener.listen()
+
+def keep_blocking():
+    while True:
+        listener.setblocking(True)
+
+for _ in range(2):
+    threading.Thread(target=keep_blocking, daemon=True).start()
+while True:
+    connection, _ = listener.accept()
+    connection.close()
+"""
+
+
+async def test_a_socket_that_is_kept_blocking_stops_nobody(world: World) -> None:
+    await world.deploy(world.workload("a", {"script.py": HOSTILE}))
+    async with asyncio.timeout(10):
+        await world.driver.fail("a", 503, b"{}")
+        # The supervisor still works for others.
+        address = await world.deploy(world.workload("b", {"script.py": server("b")}))
+        assert (await call(address)).status == 200
+
+
 async def test_other_ports_are_reached_by_itself_only(world: World) -> None:
     """What a script opens beside its port is on loopback, under the number it asked for."""
     code = (

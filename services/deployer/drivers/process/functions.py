@@ -308,17 +308,17 @@ class Function:
             await self._start(workload)
         except DeployFailed as failure:
             if not self.removed:
-                self._after_failed_wake(failure)
+                await self._after_failed_wake(failure)
         self._arm()
 
-    def _after_failed_wake(self, failure: DeployFailed) -> None:
+    async def _after_failed_wake(self, failure: DeployFailed) -> None:
         """Tell the log and those who wait; the next start waits longer each time."""
         self._put_off()
         self._log_platform("", f"could not start: {failure.reason}: {failure.message}")
         if self._serving():
             return
         body = error_body(503, failure.reason, failure.message, failure.fix)
-        self._host.answerer.answer_waiting(self.listener, error_response(503, body))
+        await self._answer_waiting(error_response(503, body))
 
     def _put_off(self) -> None:
         self._starts_failed += 1
@@ -456,12 +456,28 @@ class Function:
 
     # Ending the function
 
-    def fail(self, response: bytes) -> int:
-        """Answer all who wait, and listen no more. Returns how many waited."""
+    async def fail(self, response: bytes) -> int:
+        """End all instances, answer all who wait, and listen no more. Returns how many waited."""
+        self.removed = True
         self._disarm()
-        count = self._host.answerer.answer_waiting(self.listener, response)
+        for instance in self.instances:
+            instance.kill("removed")
+        count = await self._answer_waiting(response)
         self.listener.close()
         return count
+
+    async def _answer_waiting(self, response: bytes) -> int:
+        """Answer all who wait, once no program of the function's holds the socket any more.
+
+        Whether the socket blocks is decided in the description that all holders share: a program
+        that makes it blocking between our look and our accept would stop the supervisor.
+        """
+        ending = {i.exited for i in self.instances if not i.exited.done()}
+        if ending:
+            _, alive = await asyncio.wait(ending, timeout=STOP_GRACE)
+            if alive:
+                return 0
+        return self._host.answerer.answer_waiting(self.listener, response)
 
     async def remove(self) -> list[base.Resource]:
         """End everything at once; what was removed."""

@@ -270,7 +270,7 @@ class Supervisor:
         function = self._functions.pop(uid, None)
         if function is None:
             return
-        function.fail(listeners.error_response(status, body.encode()))
+        await function.fail(listeners.error_response(status, body.encode()))
         await function.remove()
 
     async def touch(self, uid: str, in_flight: int) -> None:
