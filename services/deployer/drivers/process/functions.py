@@ -13,19 +13,25 @@ from services.deployer.drivers import base
 from services.deployer.drivers.base import DeployFailed, Workload
 from services.deployer.drivers.process import memory, scaling
 from services.deployer.drivers.process.connections import Count
-from services.deployer.drivers.process.instances import Hooks, Instance, Stream
+from services.deployer.drivers.process.instances import ZYGOTE_LOST, Hooks, Instance, Stream
 from services.deployer.drivers.process.listeners import (
     Answerer,
     Listener,
     error_body,
     error_response,
 )
-from services.deployer.drivers.process.zygotes import ZygoteFailed
+from services.deployer.drivers.process.zygotes import ZygoteFailed, ZygoteLost
 
 STOP_GRACE = 10.0
 ELSEWHERE_GRACE = 3.0
 _DRAIN_POLL = 0.05
 _HEALTH_POLL = 0.1
+_LOST_ZYGOTES = 3
+"""How often a start is begun again because its zygote was lost."""
+
+
+class _Interrupted(DeployFailed):
+    """The start was ended by the loss of the zygote, and not by the function."""
 
 
 class Host(Protocol):
@@ -96,12 +102,22 @@ class Function:
                 self._spawn(self._wake())
 
     async def _start(self, workload: Workload) -> Instance:
-        """A ready instance. Raises DeployFailed."""
+        """A ready instance. Raises DeployFailed.
+
+        Again where the zygote was lost meanwhile: that is no fault of the function.
+        """
+        for _ in range(_LOST_ZYGOTES):
+            with contextlib.suppress(_Interrupted):
+                return await self._start_once(workload)
+        return await self._start_once(workload)
+
+    async def _start_once(self, workload: Workload) -> Instance:
         started = time.monotonic()
         try:
             instance = await self._host.launch(self, workload, self._hooks)
         except (OSError, ZygoteFailed) as error:
-            raise DeployFailed(
+            kind = _Interrupted if isinstance(error, OSError | ZygoteLost) else DeployFailed
+            raise kind(
                 "INSTANCE_START_FAILED", str(error), "see `mayfly doctor`: the sandbox needs it"
             ) from error
         try:
@@ -143,6 +159,14 @@ class Function:
             failure.exit_code = code
             return failure
         how = scaling.describe_exit(code)
+        if instance.stop_reason == ZYGOTE_LOST:
+            return _Interrupted(
+                "INSTANCE_START_FAILED",
+                "the process that it is forked from has ended",
+                "deploy again; if it persists, see the logs of the deployer",
+                tail,
+                code,
+            )
         if instance.workload.kind == "script":
             return DeployFailed(
                 "SCRIPT_EXITED",

@@ -28,6 +28,9 @@ from services.deployer.drivers.process.zygotes import Child, receive
 State = Literal["starting", "ready", "draining", "ended"]
 Stream = Literal["stdout", "stderr", "platform"]
 
+ZYGOTE_LOST = "zygote-lost"
+"""Why an instance was stopped that ended with what it was forked from."""
+
 _TAIL_LINES = 50
 _MAX_BODY = 100 << 20
 _HOLD_LOOKS = 50
@@ -310,7 +313,7 @@ class Instance:
 
     def lose(self) -> None:
         """Nobody will say how it ended; its descriptor says when."""
-        self.kill("zygote-lost")
+        self.kill(ZYGOTE_LOST)
         if self._pidfd < 0:
             self.on_exit(-signal.SIGKILL)
         else:

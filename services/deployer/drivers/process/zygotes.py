@@ -35,6 +35,10 @@ class ZygoteFailed(Exception):
     """No instance can be forked; the message says why."""
 
 
+class ZygoteLost(ZygoteFailed):
+    """It has ended; another one may be started."""
+
+
 @dataclass(frozen=True)
 class Child:
     """A forked process, seen from outside its namespaces. It waits for a specification."""
@@ -163,11 +167,11 @@ class Zygote:
 
     def _ask(self, *, rehearse: bool) -> None:
         if not self.alive:
-            raise ZygoteFailed(f"the zygote of {self.interpreter} has ended")
+            raise ZygoteLost(f"the zygote of {self.interpreter} has ended")
         try:
             self._channel.send(json.dumps({"op": "fork", "rehearse": rehearse}).encode())
         except OSError as error:
-            raise ZygoteFailed(f"the zygote of {self.interpreter}: {error}") from error
+            raise ZygoteLost(f"the zygote of {self.interpreter}: {error}") from error
 
     def _ask_spare(self) -> None:
         """Have one forked ahead, unless others are wanted at this moment."""
@@ -227,7 +231,7 @@ class Zygote:
         return self.instances > (1 if self._spare is not None else 0)
 
     def _end(self, reason: str) -> None:
-        error = ZygoteFailed(f"the zygote of {self.interpreter}: {reason}")
+        error = ZygoteLost(f"the zygote of {self.interpreter}: {reason}")
         self.close()
         for future in (self._started, *self._asked):
             _fail(future, error)
