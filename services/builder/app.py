@@ -129,8 +129,7 @@ def _environment_backend(
     settings: Settings, directories: Directories, store: Store
 ) -> EnvironmentBackend:
     paths = Paths(directories.cache, directories.interpreters)
-    environ = environment(os.environ, paths, sdists=settings.build_sdists)
-    uv = Uv(settings.uv, environ)
+    uv = Uv(settings.uv, environment(os.environ, paths), sdists=settings.build_sdists)
 
     async def install_python(wanted: str, say: Callable[[str], None]) -> None:
         # Made and removed here: it belongs to no build, since others will want it as well.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -34,6 +35,28 @@ def wheel(name: str, version: str, requires: tuple[str, ...] = (), filler: int =
     return whole.getvalue()
 
 
+def sdist(name: str, version: str, code: str) -> bytes:
+    """Return a source distribution with a build backend of its own."""
+    built = base64.b64encode(wheel(name, version)).decode()
+    file = f"{name}-{version}-py3-none-any.whl"
+    backend = f"""{code}
+import base64, os
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    with open(os.path.join(directory, {file!r}), "wb") as file:
+        file.write(base64.b64decode({built!r}))
+    return {file!r}
+"""
+    project = "[build-system]\nrequires = []\nbuild-backend = 'own'\nbackend-path = ['.']\n"
+    info = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+        for path, text in (("own.py", backend), ("pyproject.toml", project), ("PKG-INFO", info)):
+            entry = tarfile.TarInfo(f"{name}-{version}/{path}")
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return whole.getvalue()
+
+
 def metadata(whole: bytes) -> bytes:
     """Return the METADATA of a wheel."""
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
@@ -58,9 +81,9 @@ class Index:
         """Offer a package."""
         self.files[f"{name}-{version}-py3-none-any.whl"] = wheel(name, version, requires)
 
-    def add_sdist(self, name: str, version: str = "1.0") -> None:
-        """Offer a package that has no wheel."""
-        self.files[f"{name}-{version}.tar.gz"] = b"none"
+    def add_sdist(self, name: str, code: str, version: str = "1.0") -> None:
+        """Offer a package that has no wheel, and whose build begins with running `code`."""
+        self.files[f"{name}-{version}.tar.gz"] = sdist(name, version, code)
 
     def hold(self) -> None:
         """Answer no more requests of files until `open` is set."""
@@ -84,7 +107,10 @@ class Index:
         if not names:
             return 404, b""
         known = 'data-core-metadata="true"'
-        links = "".join(f'<a href="/files/{name}" {known}>{name}</a>' for name in names)
+        links = "".join(
+            f'<a href="/files/{name}" {known if name.endswith(".whl") else ""}>{name}</a>'
+            for name in names
+        )
         return 200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
 
 

@@ -108,7 +108,6 @@ async def test_the_same_requirements_at_the_same_time_are_installed_once(
         (["alpha==9"], "PACKAGE_NOT_FOUND", "alpha"),
         (["alpha==1.0", "alpha==2.0"], "REQUIREMENTS_CONFLICT", "alpha"),
         (["alpha==1.0", "needy"], "REQUIREMENTS_CONFLICT", "needy"),
-        (["sourced"], "INSTALL_FAILED", "sourced"),
     ],
 )
 async def test_what_cannot_be_resolved(
@@ -117,7 +116,6 @@ async def test_what_cannot_be_resolved(
     index.add("alpha", "1.0")
     index.add("alpha", "2.0")
     index.add("needy", requires=("alpha>=2",))
-    index.add_sdist("sourced")
     build = await replica.create(handler=handler_with(*requirements), uid="a")
     assert build.failure.reason == reason, build.failure
     assert said in build.failure.message
@@ -125,6 +123,22 @@ async def test_what_cannot_be_resolved(
     assert build.failure.log_tail
     assert replica.files("temporary") == []
     assert replica.files("environments") == []
+
+
+async def test_code_of_source_distributions_runs_only_where_that_is_allowed(
+    index: Index, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    index.add_sdist("sourced", f"open({str(ran)!r}, 'w')")
+    async with running(settings()) as replica:
+        build = await replica.create(handler=handler_with("sourced"), uid="a")
+        assert build.failure.reason == "INSTALL_FAILED", build
+        assert "MAYFLY_BUILD_SDISTS" in build.failure.fix
+        assert not ran.exists()
+    async with running(settings(build_sdists=True)) as replica:
+        build = await replica.create(handler=handler_with("sourced"), uid="a")
+        assert version_in(build, "sourced") == "1.0"
+        assert ran.exists()
 
 
 async def test_an_index_that_does_not_answer_is_asked_again_and_then_later(
@@ -221,6 +235,15 @@ async def test_a_damaged_environment_is_made_anew(index: Index, replica: Replica
     shutil.rmtree(again.artefact.environment)
     once_more = await replica.create(handler=handler_with("alpha"), uid="a")
     assert version_in(once_more, "alpha") == "1.0"
+
+
+async def test_settings_of_a_project_around_the_data_directory_are_none_of_ours(
+    index: Index, replica: Replica
+) -> None:
+    index.add("alpha")
+    (replica.settings.data_dir / "pyproject.toml").write_text("[tool.uv]\nno-index = true\n")
+    build = await replica.create(handler=handler_with("alpha"), uid="a")
+    assert build.state == Build.STATE_SUCCEEDED, build.failure
 
 
 async def test_environments_depend_on_the_resolved_versions(

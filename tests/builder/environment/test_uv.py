@@ -17,7 +17,7 @@ def test_the_operators_indexes_proxies_and_certificates_are_passed_on() -> None:
         "SSL_CERT_FILE": "/etc/ssl/own.pem",
         "UV_HTTP_TIMEOUT": "5",
     }
-    got = environment(given, PATHS, sdists=False)
+    got = environment(given, PATHS)
     assert given.items() <= got.items()
 
 
@@ -32,27 +32,22 @@ def test_nothing_of_the_platform_and_nothing_that_decides_where_things_go() -> N
         "VIRTUAL_ENV": "/elsewhere",
         "PYTHONPATH": "/elsewhere",
     }
-    got = environment(given, PATHS, sdists=False)
+    got = environment(given, PATHS)
     assert not {"secret", "/elsewhere"} & set(" ".join(got.values()).replace("@", " ").split())
     assert got["UV_CACHE_DIR"] == "/data/cache"
     assert got["UV_PYTHON_DOWNLOADS"] == "never"
 
 
-def test_only_wheels_unless_asked_for() -> None:
-    assert environment({}, PATHS, sdists=False)["UV_NO_BUILD"] == "1"
-    assert "UV_NO_BUILD" not in environment({}, PATHS, sdists=True)
-
-
 def test_who_has_configured_only_pip_means_uv_as_well() -> None:
     given = {"PIP_INDEX_URL": "https://localhost/pip"}
-    assert environment(given, PATHS, sdists=False)["UV_DEFAULT_INDEX"] == "https://localhost/pip"
+    assert environment(given, PATHS)["UV_DEFAULT_INDEX"] == "https://localhost/pip"
     both = given | {"UV_INDEX_URL": "https://localhost/uv"}
-    assert "UV_DEFAULT_INDEX" not in environment(both, PATHS, sdists=False)
+    assert "UV_DEFAULT_INDEX" not in environment(both, PATHS)
 
 
 def test_a_resolution_depends_on_the_indexes() -> None:
-    one = index_settings(environment({"UV_INDEX": "https://a"}, PATHS, sdists=False))
-    other = index_settings(environment({"UV_INDEX": "https://b"}, PATHS, sdists=False))
+    one = index_settings(environment({"UV_INDEX": "https://a"}, PATHS))
+    other = index_settings(environment({"UV_INDEX": "https://b"}, PATHS))
     assert one != other
-    proxies = environment({"UV_INDEX": "https://a", "NO_PROXY": "x"}, PATHS, sdists=False)
+    proxies = environment({"UV_INDEX": "https://a", "NO_PROXY": "x"}, PATHS)
     assert index_settings(proxies) == one

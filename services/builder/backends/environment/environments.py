@@ -20,7 +20,7 @@ from services.builder.backends.environment.catalog import Catalog, EnvironmentRo
 from services.builder.backends.environment.interpreters import Interpreter
 from services.builder.backends.environment.requirements import Requested
 from services.builder.backends.environment.threads import in_thread
-from services.builder.backends.environment.uv import Uv, index_settings
+from services.builder.backends.environment.uv import Uv
 from services.builder.digest import environment_digest, resolution_key
 
 MARKER = "mayfly.json"
@@ -61,7 +61,7 @@ class Environments:
         key = resolution_key(
             interpreter=interpreter.identity,
             requirements=requested.requirements,
-            options=[*requested.fields(), *index_settings(self._uv.environ)],
+            options=[*requested.fields(), *self._uv.deciding],
             platform=self._platform,
         )
         # One at a time for the same requirements: the second finds what the first has made.

@@ -48,7 +48,7 @@ class Paths:
     interpreters: Path
 
 
-def environment(operator: Mapping[str, str], paths: Paths, *, sdists: bool) -> dict[str, str]:
+def environment(operator: Mapping[str, str], paths: Paths) -> dict[str, str]:
     """Return uv's environment variables, from the operator's."""
     chosen = {
         name: value
@@ -72,23 +72,29 @@ def environment(operator: Mapping[str, str], paths: Paths, *, sdists: bool) -> d
         "NO_COLOR": "1",
         "LC_ALL": "C.UTF-8",
     }
-    if not sdists:
-        chosen["UV_NO_BUILD"] = "1"
     return chosen
 
 
 def index_settings(environ: Mapping[str, str]) -> list[str]:
     """Return what of uv's environment decides how requirements are resolved."""
     deciding = [f"{k}={v}" for k, v in environ.items() if _INDEX.fullmatch(k)]
-    return [*sorted(deciding), f"no-build={environ.get('UV_NO_BUILD', '')}"]
+    return sorted(deciding)
 
 
 class Uv:
     """Runs uv. Every method may be cancelled, which kills it, and raises `BuildFailed`."""
 
-    def __init__(self, program: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, program: str, environ: Mapping[str, str], *, sdists: bool) -> None:
+        """`sdists`: whether source distributions may be built, which runs their code."""
         self._program = program or find_uv_bin()
         self.environ = environ
+        # As an option: uv's pip commands take no notice of UV_NO_BUILD.
+        self._sources = ["--no-sources", *([] if sdists else ["--no-build"])]
+
+    @property
+    def deciding(self) -> list[str]:
+        """What of the operator's settings decides how requirements are resolved."""
+        return [*index_settings(self.environ), *self._sources]
 
     async def resolve(
         self,
@@ -102,7 +108,7 @@ class Uv:
         wanted, answer = workspace / "requirements.in", workspace / "requirements.txt"
         wanted.write_text("".join(f"{each}\n" for each in requested.requirements))
         command = ["pip", "compile", str(wanted), "--output-file", str(answer)]
-        command += ["--python", interpreter.path, "--no-header", "--no-annotate", "--no-sources"]
+        command += ["--python", interpreter.path, "--no-header", "--no-annotate"]
         for option, lines in (
             ("--constraints", requested.constraints),
             ("--overrides", requested.overrides),
@@ -111,7 +117,7 @@ class Uv:
                 file = workspace / f"{option.strip('-')}.txt"
                 file.write_text("".join(f"{each}\n" for each in lines))
                 command += [option, str(file)]
-        await self._run([*command, *requested.options], workspace, uid, say)
+        await self._run([*command, *self._sources, *requested.options], workspace, uid, say)
         lines = (line.strip() for line in answer.read_text().splitlines())
         pinned = sorted(line for line in lines if line and not line.startswith(("#", "-")))
         return with_hashes(pinned, requested.hashes)
@@ -132,7 +138,7 @@ class Uv:
         pinned.write_text("".join(f"{each}\n" for each in resolved))
         command = ["pip", "sync", str(pinned), "--python", str(directory / "bin" / "python")]
         # Functions see environments read-only: without bytecode each start would compile anew.
-        await self._run([*command, "--compile-bytecode", "--no-sources"], workspace, uid, say)
+        await self._run([*command, *self._sources, "--compile-bytecode"], workspace, uid, say)
 
     async def install_python(
         self, wanted: str, workspace: Path, uid: str, say: Callable[[str], None]
@@ -169,6 +175,8 @@ class Uv:
         uid: str,
         say: Callable[[str], None],
     ) -> None:
+        # uv looks for a project's settings in every directory above; this one ends the search.
+        (cwd / "uv.toml").touch()
         done = await run(
             [self._program, *arguments],
             env={**environ, MARKER: uid},
