@@ -167,8 +167,12 @@ class Ledger:
             await self._check_living(promise, function)
 
     async def _check_ended(self, promise: Promise) -> None:
+        began = time.time()
         answer = await self._door.call(promise.function_id)
-        assert problem_of(answer).http == 404, (answer.status_code, answer.text, promise)
+        if answer.status_code != 404:
+            told = f"called at {began}: {answer.status_code} {answer.text}"
+            raise AssertionError(f"{told}\n{await self._story(promise)}")
+        assert problem_of(answer).message
 
         async def reclaimed() -> bool:
             found = await self._door.get(promise.function_id)

@@ -115,7 +115,7 @@ class Looker:
             return "command"
         if directory in environ or self.mark in environ:
             return "environment"
-        if uid := next((u for u in self.uids if u in command or u in environ), ""):
+        if uid := next((u for u in tuple(self.uids) if u in command or u in environ), ""):
             return f"function {uid}"
         if _namespace(str(pid), "mnt") != own_mounts and directory in _read(pid, "mountinfo"):
             return "mounts"
