@@ -198,6 +198,7 @@ class Deployer:
         ]  # fmt: skip
         try:
             await until_done(self.restoration.restore, "restore")
+            self.gateways.expect(await self.replicas.recent_gateways())
             tasks.append(asyncio.create_task(self.replicas.follow(), name="replicas"))
             tasks.append(asyncio.create_task(self.reconciler.run(), name="reconciler"))
             for task in tasks:

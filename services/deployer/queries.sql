@@ -396,6 +396,10 @@ ON CONFLICT (gateway) DO UPDATE SET replica = :replica, seen_time = now();
 SELECT DISTINCT replica FROM gateways
 WHERE replica <> :replica AND seen_time > now() - :within::interval;
 
+-- name: recent_gateways(within)
+-- Gateways that were connected a moment ago, to whichever replica.
+SELECT gateway FROM gateways WHERE seen_time > now() - :within::interval;
+
 -- name: report_usage(uids, in_flight, gateway)
 -- Everything that a gateway has open now; returns what it has open no more.
 WITH now_open AS (

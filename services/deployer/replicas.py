@@ -69,6 +69,16 @@ class Replicas:
         """Have it said that a gateway is connected to this replica."""
         self._in_background(self._announce(gateway))
 
+    async def recent_gateways(self) -> list[str]:
+        """Return the gateways that were connected a moment ago, perhaps to this replica."""
+
+        async def read() -> list[str]:
+            async with self._store.connection() as connection:
+                records = self._store.queries.recent_gateways(connection, within=_WITHIN)
+                return [record["gateway"] async for record in records]
+
+        return await self._store.retrying(read)
+
     async def follow(self) -> None:
         """Take in what others wrote, without end."""
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import structlog
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 CHUNK = 500
 ACK_SECONDS = 2.0
 _INVENTORY_SECONDS = 2.0
+_RETURN_SECONDS = 3.0
+"""A gateway that is there tries again at least once a second."""
 _MAX_WAIT_SECONDS = 60.0
 
 
@@ -69,9 +71,40 @@ class Gateways:
     def __init__(self) -> None:
         self.streams: set[GatewayStream] = set()
         self._inventory_ids = itertools.count(1)
+        self._expected: dict[str, float] = {}
+        self._joined = asyncio.Event()
+
+    def join(self, stream: GatewayStream) -> None:
+        """A gateway is connected."""
+        self.streams.add(stream)
+        self._expected.pop(stream.name, None)
+        joined, self._joined = self._joined, asyncio.Event()
+        joined.set()
+
+    def leave(self, stream: GatewayStream) -> None:
+        """A gateway's stream has ended. It serves what it was sent, and comes back."""
+        self.streams.discard(stream)
+        self.expect([stream.name])
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Gateways that have routes and no stream; they are waited for, but not for long."""
+        until = time.monotonic() + _RETURN_SECONDS
+        self._expected.update(dict.fromkeys(names, until))
+
+    async def _until_back(self, deadline: float) -> None:
+        while awaited := [at for at in self._expected.values() if at > time.monotonic()]:
+            left = min(deadline, max(awaited)) - time.monotonic()
+            if left <= 0:
+                return
+            try:
+                async with asyncio.timeout(left):
+                    await self._joined.wait()
+            except TimeoutError:
+                return
 
     async def all_taken(self, seconds: float = ACK_SECONDS) -> str:
         """Wait until every gateway has taken all changes so far; return a few words on it."""
+        await self._until_back(time.monotonic() + seconds)
         waiting = [asyncio.ensure_future(s.until_taken(s.ahead())) for s in self.streams]
         if not waiting:
             return "no gateway is connected"
@@ -139,7 +172,7 @@ class RouteService(RouteServiceServicer):
             )
         await self._restored.wait()
         stream = GatewayStream(first.hello.gateway, self._catalog.follow_routes())
-        self._gateways.streams.add(stream)
+        self._gateways.join(stream)
         log.info("gateway_connected", gateway=stream.name)
         self._announce(stream.name)
         reading = asyncio.create_task(self._read(stream, request_iterator))
@@ -149,7 +182,7 @@ class RouteService(RouteServiceServicer):
             async for response in self._changes(stream, reading):
                 yield response
         finally:
-            self._gateways.streams.discard(stream)
+            self._gateways.leave(stream)
             self._catalog.unfollow(stream.feed)
             # Nobody waits any longer for what is gone.
             stream.acknowledged(2**62)
