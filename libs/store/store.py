@@ -7,6 +7,7 @@ replaced: taking one is retried for `RECONNECT_SECONDS`, then `StoreUnavailable`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,7 +90,9 @@ class Store:
             with _translated():
                 yield connection
         except StoreUnavailable:
-            connection.terminate()
+            # The pool may have taken it back by itself when it broke; then there is nothing to end.
+            with contextlib.suppress(asyncpg.InterfaceError):
+                connection.terminate()
             raise
         finally:
             await self._release(connection)

@@ -77,10 +77,15 @@ class EmbeddedPostgres:
     async def stop(self) -> None:
         """Shut down with the connections that are open (fast shutdown)."""
         self._stopping = True
-        if self._child:
-            await self._child.stop(signal.SIGINT, STOP_SECONDS)
+        while True:
+            if self._child:
+                await self._child.stop(signal.SIGINT, STOP_SECONDS)
+            if self._supervision is None or self._supervision.done():
+                break
+            # It may be starting another one for one that died: that is stopped as well.
+            await asyncio.wait([self._supervision], timeout=0.05)
         if self._supervision:
-            await self._supervision
+            self._supervision.result()
 
     def _dsn(self, database: str) -> str:
         return f"postgresql://{self._account.name}@/{database}?host={self._socket}"
@@ -145,7 +150,7 @@ class EmbeddedPostgres:
 
     async def _until_answers(self) -> None:
         deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while True:
+        while not self._stopping:
             try:
                 await create_database(self._dsn("postgres"), DATABASE)
             except StoreUnavailable as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.store import Store, UniqueViolation
+from libs.store import Store, StoreUnavailable, UniqueViolation
 from libs.store.migrate import upgrade
 from services.standalone.postgres import EmbeddedPostgres
 
@@ -107,6 +107,33 @@ async def test_goes_on_after_postgres_was_killed(
         async with store.connection() as connection:
             assert await store.queries.count_things(connection) == 1
         await listening.aclose()  # type: ignore[attr-defined]
+        await store.close()
+    finally:
+        await server.stop()
+
+
+async def test_a_connection_that_breaks_under_a_statement_is_unavailable(
+    migrations: Path, queries: Path, reachable_tmp: Path
+) -> None:
+    server = EmbeddedPostgres(reachable_tmp / "broken")
+    await server.start()
+    try:
+        await asyncio.to_thread(upgrade, server.dsn, "svc", migrations)
+        store = await Store.open(server.dsn, "svc", queries, max_size=1)
+
+        async def sleep_on() -> None:
+            async with store.connection() as connection:
+                sleeping.set()
+                await connection.execute("SELECT pg_sleep(60)")
+
+        sleeping = asyncio.Event()
+        statement = asyncio.create_task(sleep_on())
+        await sleeping.wait()
+        assert server._child is not None
+        os.kill(server._child.pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            with pytest.raises(StoreUnavailable):
+                await statement
         await store.close()
     finally:
         await server.stop()
