@@ -226,7 +226,8 @@ class _Held:
                     log.warning("function_unreachable", function=self._id, detail=str(error))
                     raise Refused(UNREACHABLE) from error
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._routes.changed(self._id), pause)
+                async with asyncio.timeout(pause):
+                    await self._routes.changed(self._id)
             pause = min(2 * pause, longest)
             entry = await self.entry()
 
@@ -280,7 +281,8 @@ class _Held:
         if remaining <= 0:
             raise Refused(otherwise)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._routes.changed(self._id), remaining)
+            async with asyncio.timeout(remaining):
+                await self._routes.changed(self._id)
 
 
 class _Client(Side):

@@ -128,7 +128,8 @@ class Sync:
                     if report := self._routes.activity.report():
                         yield SyncRoutesRequest(activity=report)
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 
