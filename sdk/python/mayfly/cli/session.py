@@ -50,6 +50,11 @@ class Session:
 
         return Console(highlight=False, emoji=False, markup=False)
 
+    def close(self) -> None:
+        """End the connection, with whatever call an interrupt has left open, if there is one."""
+        if "client" in self.__dict__:
+            self.client.close()
+
     def line(self, *parts: RenderableType) -> None:
         """Print one line for a person; it is never cut or folded."""
         self.console.print(*parts, soft_wrap=True)
@@ -91,6 +96,8 @@ def session(ctx: typer.Context, url: str | None, as_json: bool) -> Generator[Ses
         # Python would complain when it flushes at exit; there is nobody to complain to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(ExitCode.PIPE_CLOSED) from gone
+    finally:
+        lent.close()
 
 
 def tell(where: Session, error: MayflyError) -> None:
