@@ -130,7 +130,7 @@ class Deployer:
             self.take_rows,
         )  # fmt: skip
         self.activity = Activity(store, driver, replica, self.take_rows)
-        self._reserved = tools.reserved
+        self._tools = tools
         self.replicas = Replicas(
             store, replica, lookup, self.restoration, self.wakeups, self.take_rows,
             self.reconciler.look, self.journal.drained, self.gateways.all_taken,
@@ -225,7 +225,8 @@ class Deployer:
         return await self.replicas.routes_taken()
 
     async def _restore_again(self) -> None:
-        self._reserved.clear()
+        self._tools.losses += 1
+        self._tools.reserved.clear()
         await until_done(self.restoration.restore, "restore")
         self.reconciler.look()
 

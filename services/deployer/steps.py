@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, StatusCode, Tracer
 from libs.store import Store
 from services.deployer.builds import Builds, Order
 from services.deployer.catalog import Catalog
-from services.deployer.drivers.base import Deployed, DeployFailed, Driver
+from services.deployer.drivers.base import Deployed, DeployFailed, Driver, Endpoint
 from services.deployer.effective import kind_before_build, kind_of, lease_of, workload_of
 from services.deployer.events import (
     Event,
@@ -32,6 +32,7 @@ from services.deployer.events import (
 )
 from services.deployer.journal import Change, Guard, Journal
 from services.deployer.next_step import Deploy, Hold, Nothing, Prepare, World, next_step
+from services.deployer.restoration import until_done
 from services.deployer.rows import FunctionRow
 from services.deployer.spans import span_of
 from services.deployer.view import Viewpoint, error_body
@@ -70,6 +71,8 @@ class Tools:
     """Waits until the gateways have taken all routes so far; returns a few words on it."""
     reserved: set[str] = field(default_factory=set[str])
     """Functions whose sockets the driver has."""
+    losses: int = 0
+    """How often the driver has lost everything; it is given back what rows say at that moment."""
 
 
 class Work:
@@ -147,8 +150,10 @@ class Work:
             )
             return
         row = self._row
+        losses = self._tools.losses
         endpoint = await self._tools.driver.reserve(row.uid, kind, row.endpoint or None)
-        self._tools.reserved.add(row.uid)
+        if losses == self._tools.losses:
+            self._tools.reserved.add(row.uid)
         self._row = replace(self._row, endpoint=endpoint.address)
         self._tools.catalog.foresee(self._row)
         self._put(Change(endpoint=endpoint.address), [stage_event(Stage.STAGE_ROUTE, STARTED)])
@@ -220,6 +225,7 @@ class Work:
             row.id, row.uid, row.generation, self._spec, artefact, url,
             self._tools.viewpoint.defaults,
         )  # fmt: skip
+        losses = self._tools.losses
         self._enter(State.STATE_DEPLOYING)
         begin = utcnow()
         self._put(None, [stage_event(Stage.STAGE_DEPLOY, STARTED, time=begin)])
@@ -239,6 +245,12 @@ class Work:
         )
         self._put(None, [finished])
         await self._ready()
+        if losses != self._tools.losses:
+            # What was lost was given back by rows that did not say READY yet.
+            endpoints = {row.uid: Endpoint(self._row.endpoint)}
+            await until_done(
+                lambda: self._tools.driver.restore([workload], endpoints), "restore_late"
+            )
 
     async def _ready(self) -> None:
         if self._routed is not None:

@@ -67,15 +67,21 @@ def new_looker(data_dir: Path) -> Looker:
 
 def kill_child(looker: Looker, child: str) -> bool:
     """kill -9 the topmost process of a kind; returns whether there was one."""
+    pid = find_child(looker, child)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pid is not None
+
+
+def find_child(looker: Looker, child: str) -> int | None:
+    """Return the topmost process of a kind."""
     world = looker.look()
     pids = world.pids(*CHILDREN[child])
     # PostgreSQL's workers and Envoy's shim carry the same words: the topmost has no such parent.
     parents = {p.pid: p.parent for p in world.processes}
     tops = [pid for pid in pids if parents[pid] not in pids]
-    for pid in tops[:1]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return bool(tops)
+    return tops[0] if tops else None
 
 
 class OneProcess:

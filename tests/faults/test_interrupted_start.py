@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.conformance.door import Door, Json, state_of, until
-from tests.faults.platforms import OneProcess
+from tests.faults.platforms import OneProcess, find_child
 
 HANDLER = "import time\ntime.sleep(2)\ndef handler(event, ctx):\n    return 'here'\n"
 SCRIPT = (
@@ -63,6 +65,38 @@ async def test_killed_while_a_function_starts(
         assert await settled(door, function) in {"READY", "IDLE"}, await door.get(function)
         answer = await door.call(function)
         assert (answer.status_code, answer.text.strip('"')) == (200, "here")
+
+
+@pytest.mark.parametrize("victim", ["zygote", "supervisor"])
+async def test_killed_at_any_moment_of_a_quick_start(
+    platform: OneProcess, door: Door, victim: str
+) -> None:
+    """From before the socket is there until after the function is ready, 1 ms apart."""
+    quick = "def handler(event, ctx):\n    return 'here'\n"
+    made: list[tuple[int, Json]] = []
+
+    warm = await door.ready(handler=quick)
+
+    async def running() -> int | None:
+        # A zygote is there again when it is needed.
+        await door.call(warm)
+        return await asyncio.to_thread(find_child, platform.looker, victim)
+
+    for delay in range(0, 40, 1):
+        # Looked for beforehand, because looking takes longer than the start.
+        pid = await until(running, 10, what=f"a {victim}")
+        function = await door.create(handler=f"{quick}# {delay}\n")
+        platform.looker.uids.add(function["uid"])
+        made.append((delay, function))
+        await asyncio.sleep(delay / 1000)
+        os.kill(pid, signal.SIGKILL)
+        answer = await door.call(function, timeout=20)
+        if answer.status_code != 200:  # its instance died while it answered
+            assert answer.status_code in {502, 503}, (delay, answer.text)
+            answer = await door.call(function, timeout=20)
+        assert (answer.status_code, answer.text.strip('"')) == (200, "here"), delay
+    for delay, function in made:
+        assert (await door.call(function, timeout=20)).status_code == 200, delay
 
 
 async def settled(door: Door, function: Json) -> str:
