@@ -11,14 +11,14 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kill-rounds", type=int, help="rounds of each loop of kills (15)")
+    parser.addoption("--kill-rounds", type=int, help="rounds of each loop of kills (8)")
     parser.addoption("--kill-seed", type=int, help="seed of the loops of kills (1)")
 
 
 @pytest.fixture
 def kill_rounds(request: pytest.FixtureRequest) -> int:
     """How often each loop kills."""
-    return int(request.config.getoption("--kill-rounds", default=None) or 15)
+    return int(request.config.getoption("--kill-rounds", default=None) or 8)
 
 
 @pytest.fixture
