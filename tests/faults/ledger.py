@@ -160,7 +160,9 @@ class Ledger:
         if not promise.deleted:
             if UNKNOWN in promise.expires:
                 promise.expires = {expire}
-            assert expire in promise.expires, (function, promise)
+            if expire not in promise.expires:
+                told = f"it ends at {expire}, not at {promise.expires}"
+                raise AssertionError(f"{told}\n{await self._story(promise)}")
         if promise.deleted or expire < time.time() - 0.3:
             await self._check_ended(promise)
         elif expire > time.time() + MARGIN:
