@@ -42,6 +42,8 @@ from services.builder.world import (
 
 NAME = "mayfly.v1.ReclaimerService"
 ENVIRONMENTS = "environments/"
+HOLD = "row"
+_HOLD_OF = f"hold of {PREFIX}"
 # Deadlines are told this long before they come; most never come, since functions release.
 _HORIZON = timedelta(seconds=30)
 _LOOK_SECONDS = 1.0
@@ -190,6 +192,15 @@ class ReclaimerService(ReclaimerServiceServicer):
         outcomes: list[ReclaimOutcome] = []
         for resource in wanted:
             outcome = ReclaimOutcome(name=f"{resource.type}/{resource.id}", uid=resource.uid)
+            if resource.type == HOLD and resource.id.startswith(_HOLD_OF):
+                # It was written after its function had let go: the last try of a call that was
+                # cut off. The janitor asks for it only when the function is no more.
+                build = resource.id.removeprefix(_HOLD_OF)
+                await self._removal.release(resource.uid, build)
+                outcome.result = ReclaimOutcome.RESULT_RECLAIMED
+                outcome.removed.append(resource)
+                outcomes.append(outcome)
+                continue
             thing = things.get((resource.type, resource.id))
             if thing is None:
                 outcome.result = ReclaimOutcome.RESULT_NOT_FOUND
@@ -275,8 +286,8 @@ def resource_of(thing: Thing, *, orphan: str) -> Resource:
 def hold_of(row: Record) -> Resource:
     """Return a function's hold as a resource."""
     return Resource(
-        type="row",
-        id=f"hold of {PREFIX}{row['build']}",
+        type=HOLD,
+        id=f"{_HOLD_OF}{row['build']}",
         owner=row["function"],
         uid=row["function_uid"],
     )

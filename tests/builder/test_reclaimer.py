@@ -227,3 +227,15 @@ async def test_many_functions_end_at_the_same_time(replica: Replica, count: int)
     assert len({build.name for build in made}) == count
     await asyncio.gather(*(release(replica, f"f{n}") for n in range(count)))
     assert replica.files("artefacts") == []
+
+
+async def test_a_hold_that_came_after_its_function_had_let_go_is_removed(replica: Replica) -> None:
+    build = await replica.create(handler=HANDLER, uid="late", lasts=3600)
+    found, _ = await resources(replica, uids=["late"])
+    # The janitor verifies, finds it, and asks for its removal.
+    holds = [resource for resource in found if resource.type == "row"]
+    assert [hold.id for hold in holds] == [f"hold of {build.name}"]
+    response = await replica.reclaimer.Reclaim(ReclaimRequest(orphans=holds))
+    assert [o.result for o in response.outcomes] == [ReclaimOutcome.RESULT_RECLAIMED]
+    found, _ = await resources(replica, uids=["late"])
+    assert [resource for resource in found if resource.type == "row"] == []
