@@ -354,8 +354,13 @@ async def test_on_a_terminal(running: Running, hello: Path) -> None:
 
 async def test_interrupt(running: Running, hello: Path) -> None:
     running.platform.settles.clear()
+    # A terminal's programs take SIGINT; those of a shell's background jobs inherit that it is ignored.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from mayfly.cli.main import main; main()"
+    )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mayfly.cli.main", "deploy", str(hello)),
+        *(sys.executable, "-c", program, "deploy", str(hello)),
         env={**os.environ, "MAYFLY_URL": running.url},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
