@@ -354,7 +354,7 @@ async def test_on_a_terminal(running: Running, hello: Path) -> None:
 
 async def test_interrupt(running: Running, hello: Path) -> None:
     running.platform.settles.clear()
-    # A terminal's programs take SIGINT; those of a shell's background jobs inherit that it is ignored.
+    # A terminal's programs take SIGINT; a shell's background jobs inherit that it is ignored.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from mayfly.cli.main import main; main()"
