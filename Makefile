@@ -67,9 +67,11 @@ bench: setup-dev  ## a table of figures, each beside its peer's in the same run
 
 lock: setup  ## pin the requirements again, with hashes and without addresses
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--universal --python-version 3.11 --upgrade --extra dev pyproject.toml -o requirements-dev.txt
+		--universal --python-version 3.11 --upgrade --extra embedded --extra cluster --extra dev pyproject.toml -o requirements-dev.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--universal --python-version 3.11 pyproject.toml -c requirements-dev.txt -o requirements.txt
+		--universal --python-version 3.11 --extra embedded pyproject.toml -c requirements-dev.txt -o requirements.txt
+	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--universal --python-version 3.11 --extra cluster pyproject.toml -c requirements-dev.txt -o requirements-cluster.txt
 
 clean:  ## remove what was generated and installed
 	rm -rf $(VENV) sdk/python/mayfly/v1 dist .hypothesis .ruff_cache .import_linter_cache

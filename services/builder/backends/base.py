@@ -65,8 +65,45 @@ class Progress(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Thing:
+    """Something found in the world that a build made or uses.
+
+    `type`: artefact, environment, workspace, process, image, context, pod, secret. `id` tells it
+    from all others of its type. `name` is the build id or the environment's digest, `uid` its
+    incarnation's, `token` the claim that works with it; each empty where it has none.
+    """
+
+    type: str
+    id: str
+    name: str
+    uid: str
+    token: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class World:
+    """What was found, and how much was looked at. Example: "images (12)"."""
+
+    things: list[Thing]
+    looked_at: list[str]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A build that has ended, whose things are to go. `artefact` is None where it made none."""
+
+    id: str
+    uid: str
+    artefact: Artefact | None
+
+
 class Backend(Protocol):
     """Makes artefacts. Every method is idempotent and may run in many replicas at once."""
+
+    name: str
+    """Its name in settings and in fingerprints."""
 
     def supports(self, runtime: str, kind: Kind) -> bool:
         """Whether sources of this kind can be built for this runtime, where it is available."""
@@ -86,4 +123,16 @@ class Backend(Protocol):
 
     async def present(self, artefact: Artefact) -> bool:
         """Whether all that an artefact needs is still there."""
+        ...
+
+    async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
+        """Remove all that builds made or left; by uid, why something could not be."""
+        ...
+
+    async def look(self) -> World:
+        """Look at the world, never at rows."""
+        ...
+
+    async def remove_thing(self, thing: Thing) -> str:
+        """Remove an orphan; return why it could not be, "" when it is gone."""
         ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-Kind = Literal["handler", "go_handler", "script"]
+Kind = Literal["handler", "go_handler", "script", "image"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Workload:
     uid: str
     revision: int
     kind: Kind
-    artefact_dir: Path
-    """The function's files, made by the builder; every file readable by all."""
+    artefact_dir: Path | None
+    """The function's files, made by the builder; every file readable by all. None on a cluster."""
     entry: str
     """`handler.py`, `script.py` or the name of a binary, inside `artefact_dir`."""
     interpreter: Path | None
@@ -57,13 +57,44 @@ class Workload:
     max_instances: int
     url: str
     limits: Limits
+    http2: bool = False
+    """The function speaks HTTP/2 without TLS (gRPC), and nothing else."""
+    image: str = ""
+    """An OCI image by digest; empty where the artefact is no image."""
+    bundle: bytes = b""
+    """The function's files as tar.gz; empty where there is a directory or an image."""
+    lock: str = ""
+    """Resolved requirements with hashes, for a bundle."""
+    python_version: str = ""
+    """What `lock` was resolved for."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a function is reached: `unix:/absolute/path` or `tcp:127.0.0.1:41234`."""
+    """Where a function is reached: `unix:/absolute/path` or `tcp:127.0.0.1:41234`.
+
+    `others`: further addresses that serve the same. `host`: what `Host` has to be there, where an
+    ingress tells functions apart by it.
+    """
 
     address: str
+    others: tuple[str, ...] = ()
+    host: str = ""
+
+    def __str__(self) -> str:
+        """One line: the addresses, and `host=NAME` at the end where there is one."""
+        named = (f"host={self.host}",) if self.host else ()
+        return " ".join((self.address, *self.others, *named))
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read what `str` wrote; without an address it is empty."""
+        words = text.split()
+        host = ""
+        if words and words[-1].startswith("host="):
+            host = words.pop().removeprefix("host=")
+        address, *others = words or [""]
+        return cls(address, tuple(others), host)
 
 
 @dataclass(frozen=True)
@@ -73,6 +104,10 @@ class Deployed:
     instance: str
     memory_bytes: int
     seconds: float
+    endpoint: Endpoint | None = None
+    """Where it answers; None: at the socket that was reserved."""
+    detail: str = ""
+    """A few words for a person; empty: process and memory."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +191,40 @@ class SupervisorLost:
     message: str
 
 
+@dataclass(frozen=True)
+class EndpointMoved:
+    """What serves is reached elsewhere now; an empty address: nowhere, until it is woken."""
+
+    uid: str
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """Somebody else had changed or removed something of a function, and it is as it was again."""
+
+    uid: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ArtefactLost:
+    """What a function runs from is not there any more: build and deploy it again."""
+
+    uid: str
+    text: str
+
+
 Notification = (
-    InstanceStarted | InstanceStopped | BecameIdle | BecameActive | LogLine | SupervisorLost
+    InstanceStarted
+    | InstanceStopped
+    | BecameIdle
+    | BecameActive
+    | LogLine
+    | SupervisorLost
+    | EndpointMoved
+    | Reconciled
+    | ArtefactLost
 )
 
 
@@ -166,6 +233,13 @@ class Driver(Protocol):
 
     Every call may raise DriverUnavailable.
     """
+
+    reserves: bool
+    """Whether there is a socket before the deploy. Where not, `reserve` and `fail` have no socket
+    to speak of: requests wait at the gateway, and `Deployed.endpoint` says where it answers."""
+    shared: bool
+    """Whether all replicas of the deployer drive the same world. Then one of them at a time reads
+    `notifications`; one that begins to is told of everything that is the case."""
 
     async def start(self) -> None: ...
 
@@ -191,8 +265,23 @@ class Driver(Protocol):
         """After a restart: sockets at their addresses (by uid); instances start on request."""
         ...
 
+    async def settle(self, uid: str, revision: int) -> None:
+        """The gateways have taken the endpoint of `revision`: older ones may end."""
+        ...
+
+    async def wake(self, uid: str) -> None:
+        """Somebody waits for a function that is cold; EndpointMoved tells when it is not."""
+        ...
+
+    async def sleep(self, uid: str) -> None:
+        """The gateways have taken that nothing of a function can be reached: instances may end."""
+        ...
+
     async def fail(self, uid: str, status: int, body: bytes) -> None:
-        """Answer what waits with this status and JSON body, and stop listening."""
+        """Answer what waits with this status and JSON body, and stop listening.
+
+        Nothing of the function runs afterwards.
+        """
         ...
 
     async def touch(self, uid: str, in_flight: int) -> None:

@@ -1,0 +1,1 @@
+"""Kubernetes, and nothing else: the only package that imports its client."""

@@ -1,0 +1,1 @@
+"""The registry API of the OCI distribution specification."""
