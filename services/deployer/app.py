@@ -28,6 +28,7 @@ from services.deployer.builds import Builds
 from services.deployer.catalog import Catalog
 from services.deployer.config import Settings
 from services.deployer.drivers.base import Driver
+from services.deployer.drivers.choice import driver_of
 from services.deployer.effective import Defaults
 from services.deployer.events import utcnow
 from services.deployer.housekeeping import keep_house
@@ -40,6 +41,7 @@ from services.deployer.reclaimer import ReclaimerService, Reclamation
 from services.deployer.reconciler import Reconciler, Terms
 from services.deployer.replicas import Replicas
 from services.deployer.restoration import Restoration, until_done
+from services.deployer.role import Role
 from services.deployer.routes import Gateways, RouteService
 from services.deployer.rows import FunctionRow
 from services.deployer.service import FunctionService, Rules
@@ -73,7 +75,7 @@ async def serve(
 ) -> None:
     """Run a deployer until `stop` is set; `ready` gets the address once it serves.
 
-    `driver` is the process driver unless another one is given. Raises `StartError`.
+    `driver` is the one that the settings name unless another one is given. Raises `StartError`.
     """
     own = settings.deployer_address or settings.deployer_listen
     endpoints = [own, *([settings.otlp_endpoint] if settings.otlp_endpoint else [])]
@@ -85,7 +87,7 @@ async def serve(
             settings.database_url, SCHEMA, HERE / "queries.sql", min_size=2, max_size=_POOL
         )
         stack.push_async_callback(store.close)
-        deployer = Deployer(settings, store, driver or _process_driver(settings), telemetry)
+        deployer = Deployer(settings, store, driver or driver_of(settings), telemetry)
         stack.callback(_serve_metrics(settings, deployer))
         await stack.enter_async_context(deployer.running(ready))
         await stop.wait()
@@ -110,7 +112,6 @@ class Deployer:
         self.catalog = Catalog(viewpoint.defaults)
         self.journal = Journal(store, replica, self.take_rows)
         self.channel = connect(settings.builder_address, telemetry.provider)
-        self.instances = Instances(self.journal)
         self._store = store
         builds = Builds(self.channel)
         lookup = Lookup(store, viewpoint.defaults)
@@ -125,6 +126,8 @@ class Deployer:
         )  # fmt: skip
         terms = Terms(settings.target, replica, settings.claim, settings.concurrent_steps)
         self.reconciler = Reconciler(store, self.catalog, tools, terms)
+        self.instances = Instances(self.journal, self.reconciler.look)
+        self.role = Role(store, f"driver of {settings.target}", replica)
         self.restoration = Restoration(
             store, driver, self.journal, viewpoint, settings.target, tools.reserved,
             self.take_rows,
@@ -156,6 +159,7 @@ class Deployer:
             self.restored,
             self.activity.report,
             self.replicas.announce_gateway,
+            driver,
         )
         reclamation = Reclamation(
             store, self.catalog, lookup, driver, builds, tracer, replica, idle_floor,
@@ -190,7 +194,7 @@ class Deployer:
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("journal", self.journal.run()),
-                ("notifications", follow(self.driver, self.instances, self._restore_again)),
+                ("notifications", self._follow()),
                 ("house", keep_house(
                     self._store, self.activity, self.settings.tombstone_retention
                 )),
@@ -221,6 +225,17 @@ class Deployer:
             await server.stop(_GRACE_SECONDS)
             await self._finish(tasks)
 
+    async def _follow(self) -> None:
+        if not self.driver.shared:
+            await follow(self.driver, self.instances, self._restore_again)
+            return
+        await self.restored.wait()
+        await self.role.run(
+            lambda: until_done(
+                lambda: follow(self.driver, self.instances, self._restore_again), "follow"
+            )
+        )
+
     async def _routes_taken(self) -> str:
         return await self.replicas.routes_taken()
 
@@ -247,14 +262,6 @@ class Deployer:
         await self.channel.close()
         if self.collector is not None:
             await self.collector.close()
-
-
-def _process_driver(settings: Settings) -> Driver:
-    # Imported here: with another driver nothing of this one is needed.
-    from services.deployer.drivers.process.driver import ProcessDriver
-
-    ports = [settings.public_port] if settings.public_port else []
-    return ProcessDriver(settings.data_dir, public_ports=ports)
 
 
 def _serve_metrics(settings: Settings, deployer: Deployer) -> Callable[[], None]:

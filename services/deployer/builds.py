@@ -123,7 +123,13 @@ class Builds:
                 if build.state == Build.STATE_FAILED:
                     tell([log_event(LogEvent.ORIGIN_BUILD, t) for t in build.failure.log_tail])
                 return build
-            return await self._watch(build.name, begin, tell)
+            ended = await self._watch(build.name, begin, tell)
+            artefact = ended.artefact
+            if ended.state != Build.STATE_SUCCEEDED or artefact.directory or artefact.image:
+                return ended
+            # Events of a build leave out what may be large: its files.
+            answer = await self._stub.CreateBuild(request, timeout=_CALL_SECONDS)
+            return answer.build if answer.build.state == Build.STATE_SUCCEEDED else ended
         except grpc.aio.AioRpcError as error:
             if error.code() in _TRANSIENT:
                 raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error

@@ -19,10 +19,12 @@ from mayfly.v1.route_pb2 import Route
 
 from services.deployer.effective import Defaults
 from services.deployer.events import utcnow
-from services.deployer.rows import FunctionRow, deadline_of
+from services.deployer.rows import RUNNABLE, FunctionRow, deadline_of
 from services.deployer.view import deadline_message, route_of
 
 _REMEMBER_GONE = 20_000
+# Cold ones are woken by whoever calls them; failed ones are told why.
+_ROUTED_WITHOUT_ENDPOINT = RUNNABLE | {State.STATE_FAILED}
 
 
 @dataclass(slots=True)
@@ -173,7 +175,7 @@ class Catalog:
             _tell(self._deadline_feeds, row)
 
     def _route(self, row: FunctionRow) -> bytes | None:
-        if not row.endpoint and row.state != State.STATE_FAILED:
+        if not row.endpoint and row.state not in _ROUTED_WITHOUT_ENDPOINT:
             return None
         return route_of(row, self._defaults).SerializeToString(deterministic=True)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from libs.rpc.addresses import host_and_port
@@ -56,6 +56,29 @@ class Settings(BaseSettings):
     """Where Prometheus reads metrics ("host:port"); empty: nowhere."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """The least important log lines that are written."""
+
+    driver: Literal["process", "knative", "deployment"] = "process"
+    """What runs functions: processes of this machine, or a Kubernetes cluster in one of two ways:
+    Knative Services from images, or Deployments of plain scripts and handlers."""
+    installation: str = Field("mayfly", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Tells the objects of several Mayflys in one cluster apart, as a label."""
+    kubeconfig: str = ""
+    """How the cluster is reached; empty: the pod's service account, else KUBECONFIG."""
+    functions_namespace: str = "mayfly-functions"
+    """Where functions' objects are made; nothing else should be in it."""
+    runtime_class: str = ""
+    """RuntimeClass of functions' pods, as "gvisor" or "kata"; empty: the cluster's default."""
+    image_pull_secrets: Annotated[tuple[str, ...], NoDecode] = ()
+    """Secrets in that namespace with which images are pulled, separated by commas."""
+    cluster_domain: str = "cluster.local"
+    """The DNS domain of the cluster's Services."""
+    knative_ingress: str = "kourier-internal.kourier-system.svc.cluster.local:80"
+    """Where Knative's ingress takes requests from inside the cluster, "host:port"."""
+    python_image: str = ""
+    """Image with python and uv, for functions that run without an image of their own."""
+    index_secret: str = ""
+    """Secret in the functions' namespace with UV_* variables for installing requirements: given
+    to the container that installs, never to user code. Empty: uv's own defaults."""
 
     target: str = Field("local", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Which machine or cluster this deployer drives; a function's row names its target."""
@@ -114,7 +137,7 @@ class Settings(BaseSettings):
     domain: Annotated[tuple[str, ...], NoDecode] = ("localhost",)
     """Domains below which functions are reached too, separated by commas."""
 
-    @field_validator("domain", mode="before")
+    @field_validator("domain", "image_pull_secrets", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -128,7 +151,13 @@ class Settings(BaseSettings):
             raise ValueError("has to begin with http:// or https://")
         return value.rstrip("/")
 
-    @field_validator("listen")
+    @model_validator(mode="after")
+    def _has_an_image(self) -> Settings:
+        if self.driver == "deployment" and not self.python_image:
+            raise ValueError("the driver deployment needs MAYFLY_PYTHON_IMAGE")
+        return self
+
+    @field_validator("listen", "knative_ingress")
     @classmethod
     def _is_address(cls, value: str) -> str:
         host_and_port(value)

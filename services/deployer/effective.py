@@ -7,18 +7,22 @@ from datetime import timedelta
 from pathlib import Path
 
 from mayfly.v1.build_pb2 import Artefact, ScriptSettings
-from mayfly.v1.function_pb2 import Function
+from mayfly.v1.function_pb2 import Function, Protocol
 from mayfly.v1.source_pb2 import Source
 
 from services.deployer.drivers.base import Kind, Limits, Workload
 
 SCRIPT_PORT = 8000
+IMAGE_PORT = 8080
 
 _KINDS: dict[int, Kind] = {
     Artefact.KIND_PYTHON_HANDLER: "handler",
     Artefact.KIND_GO_HANDLER: "go_handler",
     Artefact.KIND_SCRIPT: "script",
+    Artefact.KIND_IMAGE: "image",
 }
+
+_BY_CONTENT: dict[str, Kind] = {"script": "script", "image": "image"}
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,11 @@ def kind_before_build(runtime: str, source: Source) -> Kind | None:
     content = source.WhichOneof("content")
     if content == "handler":
         return "go_handler" if runtime == "go" else "handler"
-    return "script" if content == "script" else None
+    return _BY_CONTENT.get(content or "")
 
 
 def kind_of(artefact: Artefact) -> Kind | None:
-    """Return how an artefact is started; None when no driver of one machine can."""
+    """Return how an artefact is started; None when no driver can."""
     return _KINDS.get(artefact.kind)
 
 
@@ -110,12 +114,12 @@ def workload_of(
         uid=uid,
         revision=generation,
         kind=kind,
-        artefact_dir=Path(artefact.directory),
+        artefact_dir=Path(artefact.directory) if artefact.directory else None,
         entry=artefact.entry,
         interpreter=Path(artefact.interpreter) if artefact.interpreter else None,
         environment=Path(artefact.environment) if artefact.environment else None,
         env=dict(full.env),
-        port=full.port or SCRIPT_PORT,
+        port=full.port or (SCRIPT_PORT if kind == "script" else IMAGE_PORT),
         health=full.health or None,
         timeout=full.timeout.ToTimedelta().total_seconds(),
         start_timeout=defaults.start_timeout.total_seconds(),
@@ -130,4 +134,9 @@ def workload_of(
             open_files=full.resources.open_files,
             cpu_seconds=full.resources.cpu_seconds,
         ),
+        http2=full.protocol == Protocol.PROTOCOL_HTTP2,
+        image=artefact.image,
+        bundle=artefact.bundle,
+        lock=artefact.lock,
+        python_version=artefact.python_version,
     )

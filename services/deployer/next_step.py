@@ -13,7 +13,8 @@ class World:
     """What was seen beside the row."""
 
     reserved: bool
-    """The driver has the function's socket since this process started or the driver was lost."""
+    """The driver has the function's socket since this process started or the driver was lost, or
+    it makes none."""
     artefact_present: bool
     """The files of the row's build are there."""
 
@@ -50,7 +51,7 @@ def next_step(row: FunctionRow, world: World) -> Step:
         return Nothing()
     if row.settled:
         return Hold() if row.hold_due else Nothing()
-    build = row.artefact is None or not world.artefact_present
+    build = not row.artefact or not world.artefact_present
     if build or not world.reserved:
         return Prepare(reserve=not world.reserved, build=build)
     return Deploy()

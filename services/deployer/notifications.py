@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import structlog
 from mayfly.v1.function_pb2 import LogEvent, State
 
 from services.deployer.drivers.base import (
+    ArtefactLost,
     BecameActive,
     BecameIdle,
     Driver,
+    EndpointMoved,
     InstanceStarted,
     InstanceStopped,
     LogLine,
     Notification,
+    Reconciled,
     SupervisorLost,
 )
 from services.deployer.events import log_event, state_event
@@ -39,8 +43,10 @@ _ORDINARY = frozenset({"idle", "removed", "replaced"})
 class Instances:
     """Keeps rows true to what runs."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, look: Callable[[], None]) -> None:
+        """`look` has the reconciler look for work."""
         self._journal = journal
+        self._look = look
         self._running: dict[str, set[str]] = {}
 
     def take(self, notification: Notification) -> None:
@@ -69,6 +75,16 @@ class Instances:
             case BecameActive(uid=uid):
                 event = state_event(State.STATE_READY)
                 self._journal.put(uid, Change(state=State.STATE_READY), [event], _WAS_IDLE)
+            case EndpointMoved(uid=uid, endpoint=endpoint):
+                self._journal.put(uid, Change(endpoint=str(endpoint)), (), _RUNNABLE)
+            case Reconciled(uid=uid, text=text):
+                line = log_event(LogEvent.ORIGIN_PLATFORM, text)
+                self._journal.put(uid, None, [line], _RUNNABLE)
+            case ArtefactLost(uid=uid, text=text):
+                line = log_event(LogEvent.ORIGIN_PLATFORM, text)
+                # Without an artefact it is built again, and then deployed.
+                self._journal.put(uid, Change(ready=0, artefact=b""), [line], _RUNNABLE)
+                self._look()
             case SupervisorLost():
                 self._running.clear()
 
@@ -81,11 +97,12 @@ async def follow(
     driver: Driver, instances: Instances, on_lost: Callable[[], Awaitable[None]]
 ) -> None:
     """Take the driver's notifications without end; call `on_lost` when it has lost everything."""
-    async for notification in driver.notifications():
-        instances.take(notification)
-        if isinstance(notification, SupervisorLost):
-            log.warning("driver_lost", message=notification.message)
-            await on_lost()
+    async with aclosing(driver.notifications()) as notifications:
+        async for notification in notifications:
+            instances.take(notification)
+            if isinstance(notification, SupervisorLost):
+                log.warning("driver_lost", message=notification.message)
+                await on_lost()
 
 
 def _time(seconds: float) -> datetime:

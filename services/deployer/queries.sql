@@ -435,6 +435,16 @@ WITH c AS MATERIALIZED (
 )
 SELECT f.*, now() AS now FROM f LEFT JOIN n ON true;
 
+-- name: take_role(role, replica, lease)$
+-- Takes a role that is free, or keeps one that is held; true when it is held now.
+INSERT INTO roles (role, replica, held_until) VALUES (:role, :replica, now() + :lease::interval)
+ON CONFLICT (role) DO UPDATE SET replica = :replica, held_until = now() + :lease::interval
+WHERE roles.replica = :replica OR roles.held_until < now()
+RETURNING true;
+
+-- name: leave_role(role, replica)!
+DELETE FROM roles WHERE role = :role AND replica = :replica;
+
 -- name: forget_gateways(after)
 -- Gateways that have not been seen for long: what they had open is not open any more.
 WITH lost AS (

@@ -53,19 +53,24 @@ class Restoration:
         """
         count = 0
         async for rows in self.pages():
-            live = [row for row in rows if _has_socket(row)]
+            live = [row for row in rows if _is_served(row)]
             workloads = {row.uid: w for row in live if (w := self._workload(row)) is not None}
             # A port may have been taken meanwhile; a path in the driver's directory cannot.
-            asked = [row for row in live if row.uid not in workloads or _is_port(row.endpoint)]
+            asked = [
+                row
+                for row in live
+                if self._driver.reserves and (row.uid not in workloads or _is_port(row.endpoint))
+            ]
             addresses = {row.uid: row.endpoint for row in live}
             moved = await asyncio.gather(*(self._reserve(row) for row in asked))
             addresses.update(zip((row.uid for row in asked), moved, strict=True))
             if workloads:
                 await self._driver.restore(
                     list(workloads.values()),
-                    {uid: Endpoint(addresses[uid]) for uid in workloads},
+                    {uid: Endpoint.parse(addresses[uid]) for uid in workloads},
                 )
-            self._reserved.update(addresses)
+            if self._driver.reserves:
+                self._reserved.update(addresses)
             # Only now: a route that is known is sent.
             self._on_rows([_at(row, addresses) for row in rows])
             count += len(live)
@@ -100,7 +105,7 @@ class Restoration:
         if not row.serving_artefact or row.ready_generation == 0:
             return None
         artefact = Artefact.FromString(row.serving_artefact)
-        if not Path(artefact.directory).is_dir():
+        if artefact.directory and not Path(artefact.directory).is_dir():
             # Its files are gone: it is built and deployed again, behind the same address.
             log.warning("artefact_missing", function=row.id, directory=artefact.directory)
             self._journal.put(row.uid, Change(ready=0), (), _RUNNABLE)
@@ -112,8 +117,10 @@ class Restoration:
         )  # fmt: skip
 
 
-def _has_socket(row: FunctionRow) -> bool:
-    return not row.ended and bool(row.endpoint) and row.state != State.STATE_FAILED
+def _is_served(row: FunctionRow) -> bool:
+    """Whether something waits or answers for it; a cold one has no address."""
+    reachable = bool(row.endpoint) or row.state in RUNNABLE
+    return not row.ended and reachable and row.state != State.STATE_FAILED
 
 
 def _is_port(address: str) -> bool:

@@ -23,6 +23,7 @@ from mayfly.v1.route_pb2_grpc import RouteServiceServicer
 
 from libs.rpc.errors import MayflyError
 from services.deployer.catalog import Catalog, Feed
+from services.deployer.drivers.base import Driver
 from services.deployer.lookup import Lookup
 from services.deployer.view import route_of
 
@@ -150,7 +151,9 @@ class RouteService(RouteServiceServicer):
         restored: asyncio.Event,
         report: Callable[[str, ActivityReport], Awaitable[None]],
         announce: Callable[[str], None],
+        driver: Driver,
     ) -> None:
+        self._driver = driver
         self._catalog = catalog
         self._gateways = gateways
         self._lookup = lookup
@@ -193,7 +196,11 @@ class RouteService(RouteServiceServicer):
         self, request: ActivateFunctionRequest, context: Any
     ) -> ActivateFunctionResponse:
         """See `RouteService.ActivateFunction`."""
+        seconds = min(request.wait.ToTimedelta().total_seconds(), _MAX_WAIT_SECONDS)
         route = await self._known_route(request.function_id)
+        if route is not None and route.cold:
+            await self._driver.wake(route.uid)
+            route = await self._wait(route.uid, seconds) or route
         if route is None:
             row = await self._lookup.newest(request.function_id)
             if row.ended:
@@ -203,7 +210,6 @@ class RouteService(RouteServiceServicer):
                     fix="create it again",
                 )
             self._catalog.update([row])
-            seconds = min(request.wait.ToTimedelta().total_seconds(), _MAX_WAIT_SECONDS)
             route = await self._wait(row.uid, seconds) or route_of(row, self._lookup.defaults)
         return ActivateFunctionResponse(route=route)
 
@@ -215,7 +221,7 @@ class RouteService(RouteServiceServicer):
         feed = self._catalog.follow_routes()
         try:
             async with asyncio.timeout(seconds):
-                while (route := self._catalog.route(uid)) is None:
+                while (route := self._catalog.route(uid)) is None or route.cold:
                     feed.take(CHUNK)
                     await feed.changed.wait()
                 return route

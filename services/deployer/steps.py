@@ -108,8 +108,9 @@ class Work:
 
     def _world(self) -> World:
         artefact = Artefact.FromString(self._row.artefact or b"")
+        has_socket = self._row.uid in self._tools.reserved and bool(self._row.endpoint)
         return World(
-            reserved=self._row.uid in self._tools.reserved and bool(self._row.endpoint),
+            reserved=has_socket or not self._tools.driver.reserves,
             artefact_present=not artefact.directory or Path(artefact.directory).exists(),
         )
 
@@ -139,7 +140,7 @@ class Work:
             self._take_build(built)
 
     async def _reserve(self, kind: str | None) -> None:
-        if kind is None:
+        if kind is None or kind == "image":
             await self._fail(
                 Failure(
                     stage=Stage.STAGE_DEPLOY,
@@ -154,9 +155,13 @@ class Work:
         endpoint = await self._tools.driver.reserve(row.uid, kind, row.endpoint or None)
         if losses == self._tools.losses:
             self._tools.reserved.add(row.uid)
-        self._row = replace(self._row, endpoint=endpoint.address)
+        self._move(endpoint)
+
+    def _move(self, endpoint: Endpoint) -> None:
+        """Have the gateways take where the function is reached from now on."""
+        self._row = replace(self._row, endpoint=str(endpoint))
         self._tools.catalog.foresee(self._row)
-        self._put(Change(endpoint=endpoint.address), [stage_event(Stage.STAGE_ROUTE, STARTED)])
+        self._put(Change(endpoint=str(endpoint)), [stage_event(Stage.STAGE_ROUTE, STARTED)])
         self._routed = asyncio.create_task(self._route())
 
     async def _route(self) -> str:
@@ -217,7 +222,8 @@ class Work:
         artefact = Artefact.FromString(row.artefact or b"")
         serving = Artefact.FromString(row.serving_artefact or b"")
         kinds = {kind_of(artefact), kind_of(serving)}
-        if self._updating and "script" in kinds and len(kinds) > 1:
+        driver = self._tools.driver
+        if driver.reserves and self._updating and "script" in kinds and len(kinds) > 1:
             await self._fail(_OTHER_KIND)
             return
         url = self._tools.viewpoint.url(row.id)
@@ -231,7 +237,7 @@ class Work:
         self._put(None, [stage_event(Stage.STAGE_DEPLOY, STARTED, time=begin)])
         with self._span("deploy") as span:
             try:
-                deployed = await self._tools.driver.deploy(workload)
+                deployed = await driver.deploy(workload)
             except DeployFailed as error:
                 failure = _deploy_failure(error)
                 _mark(span, failure)
@@ -244,7 +250,11 @@ class Work:
             Stage.STAGE_DEPLOY, FINISHED, duration=utcnow() - begin, detail=_detail(deployed)
         )
         self._put(None, [finished])
+        if deployed.endpoint is not None:
+            self._move(deployed.endpoint)
         await self._ready()
+        if deployed.endpoint is not None:
+            await driver.settle(row.uid, row.generation)
         if losses != self._tools.losses:
             # What was lost was given back by rows that did not say READY yet.
             endpoints = {row.uid: Endpoint(self._row.endpoint)}
@@ -300,7 +310,7 @@ class Work:
             replace(self._row, state=State.STATE_FAILED, endpoint="", failure=change.failure)
         )
         writing = asyncio.create_task(self._write(change, [failed, event]))
-        if row.uid in self._tools.reserved:
+        if row.uid in self._tools.reserved or not self._tools.driver.reserves:
             self._tools.reserved.discard(row.uid)
             await self._tools.driver.fail(row.uid, _UNAVAILABLE, error_body(failure))
         self._row = self._written(await writing)
@@ -345,4 +355,4 @@ def _deploy_failure(error: DeployFailed) -> Failure:
 
 
 def _detail(deployed: Deployed) -> str:
-    return f"process, {deployed.memory_bytes / _MIB:.1f} MiB"
+    return deployed.detail or f"process, {deployed.memory_bytes / _MIB:.1f} MiB"

@@ -13,6 +13,7 @@ from mayfly.v1.reclaimer_pb2 import Deadline
 from mayfly.v1.route_pb2 import Route
 from mayfly.v1.source_pb2 import Failure, Stage
 
+from services.deployer.drivers.base import Endpoint
 from services.deployer.effective import Defaults, filled, kind_of
 from services.deployer.rows import RUNNABLE, FunctionRow, deadline_of
 
@@ -71,12 +72,16 @@ def route_of(row: FunctionRow, defaults: Defaults) -> Route:
     spec = Function.FromString(row.serving_spec or row.spec)
     artefact = Artefact.FromString(row.serving_artefact or row.artefact or b"")
     full = filled(spec, artefact.settings, defaults)
+    endpoint = Endpoint.parse("" if row.state == State.STATE_FAILED else row.endpoint)
     state = State.STATE_READY if row.state in RUNNABLE else row.state
     route = Route(
         function_id=row.id,
         uid=row.uid,
         state=state,  # pyright: ignore[reportArgumentType] - a number of State
-        endpoint=row.endpoint,
+        endpoint=endpoint.address,
+        endpoints=(endpoint.address, *endpoint.others) if endpoint.others else (),
+        host=endpoint.host,
+        cold=not endpoint.address and row.state in RUNNABLE,
         expire_time=timestamp(row.expire_time),
         timeout=full.timeout,
         protocol=full.protocol or Protocol.PROTOCOL_HTTP1,
@@ -84,10 +89,8 @@ def route_of(row: FunctionRow, defaults: Defaults) -> Route:
         and row.endpoint.startswith("unix:"),
         traceparent=row.traceparent,
     )
-    if row.state == State.STATE_FAILED:
-        route.endpoint = ""
-        if row.failure:
-            route.failure.CopyFrom(Failure.FromString(row.failure))
+    if row.state == State.STATE_FAILED and row.failure:
+        route.failure.CopyFrom(Failure.FromString(row.failure))
     return route
 
 

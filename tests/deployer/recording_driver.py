@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class RecordingDriver:
     """False: `remove` raises."""
     gate: asyncio.Event | None = None
     """Deploys wait for it when it is set to an event."""
+    reserves: bool = True
+    shared: bool = False
 
     async def start(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -79,6 +81,7 @@ class RecordingDriver:
         self.calls.append(("deploy", workload.uid))
         if self.gate is not None:
             await self.gate.wait()
+        assert workload.artefact_dir is not None
         failing = workload.artefact_dir / "deploy_fails.json"
         if failing.exists():
             raise DeployFailed(**json.loads(failing.read_text()))
@@ -88,6 +91,7 @@ class RecordingDriver:
     async def _serve(self, workload: Workload) -> None:
         function = self.functions[workload.uid]
         function.workload = workload
+        assert workload.artefact_dir is not None
         body = (workload.artefact_dir / workload.entry).read_bytes()
         await self._answer(function, 200, body)
 
@@ -115,6 +119,15 @@ class RecordingDriver:
                 self.functions[workload.uid] = self._listen(workload.uid, workload.kind, hint)
             assert self.functions[workload.uid].address == hint
             await self._serve(workload)
+
+    async def settle(self, uid: str, revision: int) -> None:
+        self.calls.append((f"settle {revision}", uid))
+
+    async def wake(self, uid: str) -> None:
+        self.calls.append(("wake", uid))
+
+    async def sleep(self, uid: str) -> None:
+        self.calls.append(("sleep", uid))
 
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         self.calls.append(("fail", uid))
@@ -144,7 +157,7 @@ class RecordingDriver:
             (self.directory / f"{uid}.sock").unlink(missing_ok=True)
         return function
 
-    async def notifications(self) -> AsyncIterator[Notification]:
+    async def notifications(self) -> AsyncGenerator[Notification]:
         while True:
             yield await self.queue.get()
 
@@ -167,7 +180,7 @@ class RecordingDriver:
         """Say that nothing runs any more."""
         self.queue.put_nowait(BecameIdle(uid))
 
-    def wake(self, uid: str) -> None:
+    def active(self, uid: str) -> None:
         """Say that something runs again."""
         self.queue.put_nowait(BecameActive(uid))
 

@@ -122,7 +122,7 @@ async def test_states_and_instances_follow_the_driver(deployer: Running) -> None
     await eventually(lambda: seen(State.STATE_READY, 2))
     deployer.driver.idle(function.uid)
     await eventually(lambda: seen(State.STATE_IDLE, 0))
-    deployer.driver.wake(function.uid)
+    deployer.driver.active(function.uid)
     await eventually(lambda: seen(State.STATE_READY, 0))
 
 

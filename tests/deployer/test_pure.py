@@ -302,8 +302,11 @@ def test_workload_of_a_script() -> None:
     workload = workload_of("f", "u", 3, spec, artefact, "http://x/f/f", DEFAULTS)
     assert (workload.kind, workload.port, workload.health) == ("script", 8000, None)
     assert (workload.revision, workload.interpreter, dict(workload.env)) == (3, None, {"A": "b"})
-    image = Artefact(kind=Artefact.KIND_IMAGE)
-    with pytest.raises(ValueError, match="KIND_IMAGE"):
+    image = Artefact(kind=Artefact.KIND_IMAGE, image="registry/x@sha256:00")
+    workload = workload_of("f", "u", 1, Function(), image, "http://x/f/f", DEFAULTS)
+    assert (workload.kind, workload.port, workload.artefact_dir) == ("image", 8080, None)
+    image = Artefact()
+    with pytest.raises(ValueError, match="KIND_UNSPECIFIED"):
         workload_of("f", "u", 3, Function(), image, "http://x", DEFAULTS)
 
 

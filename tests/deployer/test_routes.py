@@ -53,7 +53,7 @@ async def test_idling_and_waking_change_no_route(deployer: Running) -> None:
     await gateway.until(lambda: gateway.complete)
     before = len(gateway.messages)
     deployer.driver.idle(function.uid)
-    deployer.driver.wake(function.uid)
+    deployer.driver.active(function.uid)
     await deployer.ready("other")
     await gateway.until(lambda: "other" in gateway.routes)
     touched = {r.function_id for message in gateway.messages[before:] for r in message.upserts}

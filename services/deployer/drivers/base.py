@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -292,7 +292,7 @@ class Driver(Protocol):
         """End functions at once; by uid, what was removed for each."""
         ...
 
-    def notifications(self) -> AsyncIterator[Notification]: ...
+    def notifications(self) -> AsyncGenerator[Notification]: ...
 
     async def list_resources(self) -> list[Resource]:
         """What is really there, found by looking at the machine."""

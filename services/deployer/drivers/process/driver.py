@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ class ProcessDriver:
     data_dir: the platform's, absolute. interpreter: that of most handlers, kept warm; by
     default the platform's own. public_ports: the gateway's, which functions may connect to.
     """
+
+    reserves = True
+    shared = False
 
     def __init__(
         self,
@@ -220,6 +223,15 @@ class ProcessDriver:
                 },
             )
 
+    async def settle(self, uid: str, revision: int) -> None:
+        """Nothing to do: the socket stays, and the supervisor has ended the older revision."""
+
+    async def wake(self, uid: str) -> None:
+        """Nothing to do: a connection to the socket wakes it."""
+
+    async def sleep(self, uid: str) -> None:
+        """Nothing to do: the supervisor sees by itself what is unused."""
+
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         await self._call("fail", uid=uid, status=status, body=body.decode())
 
@@ -233,7 +245,7 @@ class ProcessDriver:
             for uid, removed in result.items()
         }
 
-    async def notifications(self) -> AsyncIterator[base.Notification]:
+    async def notifications(self) -> AsyncGenerator[base.Notification]:
         while True:
             yield await self._notifications.get()
 

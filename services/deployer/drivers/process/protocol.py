@@ -39,6 +39,7 @@ def workload_to_json(workload: base.Workload) -> Message:
     for name in ("artefact_dir", "interpreter", "environment"):
         values[name] = str(values[name]) if values[name] is not None else None
     values["env"] = dict(workload.env)
+    del values["bundle"]  # only a cluster has one
     return values
 
 
