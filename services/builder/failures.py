@@ -8,7 +8,24 @@ from datetime import timedelta
 from mayfly.v1.source_pb2 import Failure, Stage
 
 # Reasons that say nothing about the source: the next CreateBuild tries again.
-_TRANSIENT = frozenset({"INDEX_UNREACHABLE", "BUILD_TIMEOUT", "INSTALL_FAILED", "INTERNAL"})
+_TRANSIENT = frozenset(
+    {
+        "BUILD_IMAGE_PULL_FAILED",
+        "BUILD_INTERRUPTED",
+        "BUILD_NOT_STARTED",
+        "BUILD_OUT_OF_MEMORY",
+        "BUILD_TIMEOUT",
+        "CLUSTER_FORBIDDEN",
+        "CLUSTER_QUOTA_EXCEEDED",
+        "INDEX_UNREACHABLE",
+        "INSTALL_FAILED",
+        "INTERNAL",
+        "PUSH_REFUSED",
+        "REGISTRY_UNREACHABLE",
+        "STORAGE_UNREACHABLE",
+        "UNSCHEDULABLE",
+    }
+)
 # Reasons that depend on what indexes and this machine offer, which changes now and then.
 _OF_THE_WORLD = frozenset({"PACKAGE_NOT_FOUND", "REQUIREMENTS_CONFLICT", "PYTHON_UNSATISFIABLE"})
 _WORLD_CHANGES_AFTER = timedelta(minutes=1)
@@ -49,6 +66,10 @@ class BuildFailed(Exception):
         if self.exit_code is not None:
             failure.exit_code = self.exit_code
         return failure
+
+
+class ClaimLost(Exception):
+    """Another worker does this build now, or nobody wants it any more."""
 
 
 def retry_after(reason: str) -> timedelta | None:

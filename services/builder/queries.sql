@@ -270,6 +270,13 @@ INSERT INTO resolutions (key, environment, requirements) VALUES (:key, NULL, '{}
 ON CONFLICT (key) DO UPDATE SET
     environment = NULL, requirements = '{}', resolve_time = now();
 
+-- name: keep_resolution(key, requirements)!
+-- Keeps what requirements come to where no environment is made of them.
+INSERT INTO resolutions (key, environment, requirements)
+VALUES (:key, NULL, :requirements::text[])
+ON CONFLICT (key) DO UPDATE SET
+    environment = NULL, requirements = excluded.requirements, resolve_time = now();
+
 -- name: drop_old_resolutions(age)!
 DELETE FROM resolutions WHERE resolve_time < now() - :age::interval;
 

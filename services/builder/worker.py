@@ -18,12 +18,11 @@ from opentelemetry.trace import Tracer
 from libs.store import Record, StoreUnavailable
 from libs.telemetry.traceparent import context_of
 from services.builder.backends.base import Backend, Order
-from services.builder.backends.environment.catalog import ClaimLost
 from services.builder.builds import Builds
 from services.builder.changes import Changes
 from services.builder.config import Settings
 from services.builder.directories import Directories, remove
-from services.builder.failures import BuildFailed, retry_after
+from services.builder.failures import BuildFailed, ClaimLost, retry_after
 from services.builder.journal import Journal
 from services.builder.metrics import Metrics
 from services.builder.view import build_of

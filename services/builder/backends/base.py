@@ -99,6 +99,20 @@ class Made:
     artefact: Artefact | None
 
 
+@dataclass
+class NotHere(Exception):
+    """This backend cannot build this source; the next one may.
+
+    `message` says what it cannot do, as a sentence without a full stop. Example: "six 1.0 has no
+    wheel for Python 3.13, and the backend layers builds no source distributions".
+    """
+
+    message: str
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+
+
 class Backend(Protocol):
     """Makes artefacts. Every method is idempotent and may run in many replicas at once."""
 
@@ -118,7 +132,10 @@ class Backend(Protocol):
         ...
 
     async def build(self, order: Order, progress: Progress) -> Artefact:
-        """Make the artefact. Raises `BuildFailed`; any other exception is a fault of ours."""
+        """Make the artefact. Raises `BuildFailed`, and `NotHere` where another backend may do it.
+
+        Any other exception is a fault of ours.
+        """
         ...
 
     async def present(self, artefact: Artefact) -> bool:

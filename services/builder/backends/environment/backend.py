@@ -5,51 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from mayfly.v1.build_pb2 import Artefact, Runtime, ScriptSettings
+from mayfly.v1.build_pb2 import Artefact, Runtime
 from mayfly.v1.source_pb2 import Stage
 
-from services.builder.backends.base import Kind, Order, Progress, Step
-from services.builder.backends.environment import (
-    archive,
-    interpreters,
-    pep723,
-    project,
-    requirements,
-    script_settings,
-)
+from services.builder.backends import python_source
+from services.builder.backends.base import Kind, Order, Progress
+from services.builder.backends.environment import archive, interpreters
 from services.builder.backends.environment.archive import Limits
 from services.builder.backends.environment.check import check
 from services.builder.backends.environment.environments import Environments, complete
 from services.builder.backends.environment.go import EXAMPLE as GO_EXAMPLE
 from services.builder.backends.environment.go import PROGRAM, SOURCE, Go
 from services.builder.backends.environment.interpreters import Interpreters
-from services.builder.backends.environment.pep723 import Metadata
-from services.builder.backends.environment.requirements import Requested
 from services.builder.backends.environment.threads import in_thread
+from services.builder.backends.python_source import EXAMPLE, KINDS, write
 from services.builder.failures import BuildFailed
 
-HANDLER, SCRIPT = "handler.py", "script.py"
-PYTHON_EXAMPLE = """def handler(event, ctx):
-    return {"hi": event["query"].get("name")}
-"""
-_PYTHON_KINDS: tuple[Kind, ...] = ("handler", "script", "archive")
 _GO_KINDS: tuple[Kind, ...] = ("handler", "archive")
 PLATFORM = sysconfig.get_platform()
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A Python source that has been read: its files are in the workspace."""
-
-    entry: str
-    is_handler: bool
-    metadata: Metadata | None
-    requested: Requested | None
-    size: int
 
 
 class EnvironmentBackend:
@@ -72,7 +48,7 @@ class EnvironmentBackend:
 
     def supports(self, runtime: str, kind: Kind) -> bool:
         """See `Backend.supports`."""
-        return kind in {"python": _PYTHON_KINDS, "go": _GO_KINDS}.get(runtime, ())
+        return kind in {"python": KINDS, "go": _GO_KINDS}.get(runtime, ())
 
     async def runtimes(self) -> Sequence[Runtime]:
         """See `Backend.runtimes`."""
@@ -91,8 +67,8 @@ class EnvironmentBackend:
                 name="python",
                 available=True,
                 versions=list(dict.fromkeys(each.version for each in found)),
-                example=PYTHON_EXAMPLE,
-                sources=_PYTHON_KINDS,
+                example=EXAMPLE,
+                sources=KINDS,
             ),
         ]
 
@@ -114,54 +90,35 @@ class EnvironmentBackend:
 
     async def _build_python(self, order: Order, progress: Progress) -> Artefact:
         with progress.step(Stage.STAGE_CHECK) as step:
-            read = await self._read_python(order, step)
+            placed = await python_source.place(order, self._limits)
+            step.detail(placed.said)
         with progress.step(Stage.STAGE_BUILD) as step:
-            source = (order.files / read.entry).read_bytes()
-            metadata = read.metadata
-            if metadata is None and order.kind != "archive":
-                metadata = _metadata(source, order.kind)
-            requested = read.requested or _requested(metadata)
-            settings = script_settings.read(metadata) if metadata else ScriptSettings()
-            for note in requested.notes:
+            read = python_source.read(order, placed)
+            for note in read.requested.notes:
                 progress.log(note)
-            line = metadata.line if metadata else 0
             interpreter = await self._interpreters.choose(
-                requested.requires_python, progress.log, line
+                read.requested.requires_python, progress.log, read.line
             )
             await check(
-                source, order.files / read.entry, interpreter, wants_handler=read.is_handler
+                read.source, order.files / read.entry, interpreter, wants_handler=read.is_handler
             )
-            environment = await self._environments.get(order, requested, interpreter, progress)
+            environment = await self._environments.get(order, read.requested, interpreter, progress)
             step.detail(
                 f"environment {environment.digest[:6]}, {environment.said}"
                 if environment
                 else "no requirements"
             )
             publish(order, order.files)
-        kind = Artefact.KIND_PYTHON_HANDLER if read.is_handler else Artefact.KIND_SCRIPT
         return Artefact(
-            kind=kind,
+            kind=read.kind,
             directory=str(order.directory),
             entry=read.entry,
             interpreter=interpreter.path,
             environment=str(environment.directory) if environment else "",
             environment_digest=environment.digest if environment else "",
-            settings=settings,
+            settings=read.settings,
             size_bytes=read.size,
         )
-
-    async def _read_python(self, order: Order, step: Step) -> _Read:
-        if order.kind == "archive":
-            size = await in_thread(archive.unpack, order.source, order.files, self._limits)
-            found = await in_thread(project.read, order.files)
-            step.detail(f"archive, {found.entry}")
-            return _Read(found.entry, found.is_handler, found.metadata, found.requested, size)
-        is_handler = order.kind == "handler"
-        entry = HANDLER if is_handler else SCRIPT
-        write(order.files, entry, order.source)
-        lines = order.source.count(b"\n") + (not order.source.endswith(b"\n"))
-        step.detail(f"{order.kind}, {lines} line{'s' if lines != 1 else ''}")
-        return _Read(entry, is_handler, None, None, len(order.source))
 
     async def _build_go(self, order: Order, progress: Progress) -> Artefact:
         with progress.step(Stage.STAGE_CHECK) as step:
@@ -201,26 +158,6 @@ def _refuse_without_go(files: Path) -> None:
             "the archive holds no Go file at its top",
             "put the file with func Handle at its top, beside go.mod",
         )
-
-
-def _metadata(source: bytes, kind: Kind) -> Metadata | None:
-    read: Callable[[str], Metadata | None] = (
-        pep723.read_script if kind == "script" else pep723.read_optional
-    )
-    return read(source.decode("utf-8-sig"))
-
-
-def _requested(metadata: Metadata | None) -> Requested:
-    return requirements.from_metadata(metadata) if metadata else Requested()
-
-
-def write(directory: Path, name: str, content: bytes) -> None:
-    """Write a directory of one file, readable to everybody."""
-    directory.mkdir()
-    directory.chmod(0o755)
-    path = directory / name
-    path.write_bytes(content)
-    path.chmod(0o644)
 
 
 def publish(order: Order, made: Path) -> None:

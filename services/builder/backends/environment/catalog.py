@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from libs.store import Store
+from services.builder.failures import ClaimLost
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,6 @@ class Resolution:
 
     requirements: Sequence[str]
     environment: EnvironmentRow | None
-
-
-class ClaimLost(Exception):
-    """Another worker does this build now, or nobody wants it any more."""
 
 
 class Catalog:
@@ -86,3 +83,10 @@ class Catalog:
         """Keep that these requirements come to nothing on this machine (markers)."""
         async with self._store.connection() as connection:
             await self._store.queries.save_resolution(connection, key=key)
+
+    async def remember(self, key: str, requirements: Sequence[str]) -> None:
+        """Keep what requirements come to where no environment is made of them."""
+        async with self._store.connection() as connection:
+            await self._store.queries.keep_resolution(
+                connection, key=key, requirements=list(requirements)
+            )

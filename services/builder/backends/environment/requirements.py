@@ -197,7 +197,7 @@ def from_requirements_txt(text: str) -> Requested:
         requirements.append(str(requirement))
         found = [word for word in shlex.split(line) if word.startswith("--hash=")]
         if found:
-            hashes[_canonical(requirement.name)] = tuple(found)
+            hashes[canonical(requirement.name)] = tuple(found)
     return Requested(requirements=tuple(dict.fromkeys(requirements)), hashes=hashes or None)
 
 
@@ -277,7 +277,8 @@ def from_pyproject(text: str) -> Requested:
     )
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """Return a project's normalised name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -287,6 +288,6 @@ def with_hashes(resolved: Sequence[str], hashes: Mapping[str, tuple[str, ...]] |
         return list(resolved)
     lines: list[str] = []
     for line in resolved:
-        name = _canonical(re.split(r"[=\s;\[]", line, maxsplit=1)[0])
+        name = canonical(re.split(r"[=\s;\[]", line, maxsplit=1)[0])
         lines.append(" ".join((line, *hashes.get(name, ()))))
     return lines

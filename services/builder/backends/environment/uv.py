@@ -16,10 +16,10 @@ from tenacity import (
 )
 from uv import find_uv_bin
 
-from services.builder.backends.environment import uv_failures
+from services.builder.backends.environment import interpreters, uv_failures
 from services.builder.backends.environment.interpreters import Interpreter
 from services.builder.backends.environment.programs import MARKER, run
-from services.builder.backends.environment.requirements import Requested, with_hashes
+from services.builder.backends.environment.requirements import Requested, canonical, with_hashes
 from services.builder.failures import BuildFailed
 
 ATTEMPTS = 3
@@ -46,6 +46,17 @@ class Paths:
 
     cache: Path
     interpreters: Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """What requirements are resolved for: a Python and a platform, as uv names them.
+
+    Example: "3.13", "x86_64-manylinux_2_28" (`uv pip compile --python-platform`).
+    """
+
+    version: str
+    platform: str
 
 
 def environment(operator: Mapping[str, str], paths: Paths) -> dict[str, str]:
@@ -81,6 +92,11 @@ def index_settings(environ: Mapping[str, str]) -> list[str]:
     return sorted(deciding)
 
 
+def _unhashed(line: str, given: Mapping[str, tuple[str, ...]]) -> str:
+    pinned, _, _ = line.partition(" --hash=")
+    return pinned if canonical(pinned.partition("==")[0].partition("[")[0]) in given else line
+
+
 class Uv:
     """Runs uv. Every method may be cancelled, which kills it, and raises `BuildFailed`."""
 
@@ -105,10 +121,48 @@ class Uv:
         say: Callable[[str], None],
     ) -> list[str]:
         """Return pinned lines, sorted. Example: ["idna==3.10", "six==1.17.0"]."""
+        options = ["--python", interpreter.path, *self._sources]
+        text = await self._compile(requested, options, workspace, uid, say)
+        lines = (line.strip() for line in text.splitlines())
+        pinned = sorted(line for line in lines if line and not line.startswith(("#", "-")))
+        return with_hashes(pinned, requested.hashes)
+
+    async def lock(
+        self,
+        requested: Requested,
+        target: Target,
+        workspace: Path,
+        uid: str,
+        say: Callable[[str], None],
+    ) -> list[str]:
+        """Return pinned lines with their hashes, sorted, for another machine.
+
+        Example: ["six==1.17.0 --hash=sha256:47... --hash=sha256:ff..."]. Only what has a wheel
+        there is chosen, so that installing it runs no code. Hashes that the source gives for a
+        requirement are the only ones that it is then installed with.
+        """
+        options = ["--python-version", target.version, "--python-platform", target.platform]
+        # Any interpreter does, since none is asked: without one named, uv looks for the target's.
+        options += ["--python", interpreters.own().path]
+        options += ["--generate-hashes", "--no-sources", "--no-build"]
+        text = await self._compile(requested, options, workspace, uid, say)
+        joined = text.replace("\\\n", " ").splitlines()
+        lines = sorted(" ".join(line.split()) for line in joined if not line.startswith(("#", "-")))
+        given = requested.hashes or {}
+        return with_hashes([_unhashed(line, given) for line in lines if line], given)
+
+    async def _compile(
+        self,
+        requested: Requested,
+        options: Sequence[str],
+        workspace: Path,
+        uid: str,
+        say: Callable[[str], None],
+    ) -> str:
         wanted, answer = workspace / "requirements.in", workspace / "requirements.txt"
         wanted.write_text("".join(f"{each}\n" for each in requested.requirements))
         command = ["pip", "compile", str(wanted), "--output-file", str(answer)]
-        command += ["--python", interpreter.path, "--no-header", "--no-annotate"]
+        command += ["--no-header", "--no-annotate"]
         for option, lines in (
             ("--constraints", requested.constraints),
             ("--overrides", requested.overrides),
@@ -117,10 +171,8 @@ class Uv:
                 file = workspace / f"{option.strip('-')}.txt"
                 file.write_text("".join(f"{each}\n" for each in lines))
                 command += [option, str(file)]
-        await self._run([*command, *self._sources, *requested.options], workspace, uid, say)
-        lines = (line.strip() for line in answer.read_text().splitlines())
-        pinned = sorted(line for line in lines if line and not line.startswith(("#", "-")))
-        return with_hashes(pinned, requested.hashes)
+        await self._run([*command, *options, *requested.options], workspace, uid, say)
+        return answer.read_text()
 
     async def install(
         self,

@@ -42,6 +42,11 @@ def classify(code: int, lines: Sequence[str]) -> BuildFailed:
     return BuildFailed(reason, message, fix, exit_code=code)
 
 
+def needs_sdist(failure: BuildFailed) -> bool:
+    """Whether it failed because a requirement has only a source distribution."""
+    return failure.reason == "INSTALL_FAILED" and bool(_NO_WHEELS.search(failure.message))
+
+
 def redacted(text: str) -> str:
     """Return `text` without what stands before "@" in URLs."""
     return _CREDENTIALS.sub("//****@", text)
