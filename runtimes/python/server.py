@@ -8,11 +8,7 @@ followers). A thread is made when the one before it is about to be busy.
 from __future__ import annotations
 
 import _thread
-import asyncio
-import contextlib
 import gc
-import importlib.util
-import inspect
 import json
 import os
 import select
@@ -20,71 +16,16 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import contract, http1
+from . import http1
+from .loading import Config, HandlerFailed, load_handler
+from .serving import Serving, hang_up
 from .status import StatusPage
 
 _THREAD_STACK = 1 << 20
 _KEEP_ALIVE_MS = 30_000
-
-
-class Config(NamedTuple):
-    """entry: the handler's file. timeout: seconds a request may take. max_body: bytes."""
-
-    entry: str
-    function_id: str
-    timeout: float
-    concurrency: int
-    max_body: int
-
-
-class HandlerFailed(Exception):
-    """The handler's module cannot be used."""
-
-    def __init__(self, reason: str, message: str, trace: list[str]) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.trace = trace
-
-
-def load_handler(entry: str) -> Callable[[Any, Any], Any]:
-    """Import the file and return its `handler`. Raises HandlerFailed."""
-    name = os.path.splitext(os.path.basename(entry))[0]
-    spec = importlib.util.spec_from_file_location(name, entry)
-    if spec is None or spec.loader is None:
-        raise HandlerFailed("HANDLER_IMPORT_FAILED", f"{entry} is no Python file", [])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        # What the loader's exec_module does, without looking for a cached .pyc.
-        with open(entry, "rb") as file:
-            code = compile(file.read(), entry, "exec", dont_inherit=True)
-        exec(code, module.__dict__)
-    except BaseException as error:
-        lines = user_traceback(error)
-        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise HandlerFailed("HANDLER_IMPORT_FAILED", message, lines) from error
-    handler = getattr(module, "handler", None)
-    if not callable(handler):
-        raise HandlerFailed("HANDLER_MISSING", "the module defines no handler(event, ctx)", [])
-    return handler
-
-
-def user_traceback(error: BaseException) -> list[str]:
-    """The traceback without the frames of this server and of the import machinery."""
-    own = os.path.dirname(os.path.abspath(__file__))
-    trace = error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not (file.startswith((own, "<frozen importlib")) or file == __file__):
-            break
-        trace = trace.tb_next
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    return text.rstrip("\n").split("\n")
 
 
 def run(config: Config, listen_fd: int, control_fd: int, status_fd: int) -> int:
@@ -109,7 +50,9 @@ def run(config: Config, listen_fd: int, control_fd: int, status_fd: int) -> int:
     return 0
 
 
-class Server:
+class Server(Serving):
+    """An instance: it accepts from a socket that the supervisor holds as well."""
+
     def __init__(
         self,
         config: Config,
@@ -118,19 +61,16 @@ class Server:
         control: socket.socket,
         status: StatusPage,
     ) -> None:
-        self._config = config
-        self._handler = handler
+        super().__init__(config, handler, status)
         self._listener = listener
         self._listener.setblocking(False)
         self._control = control
-        self._status = status
+        self._page = status
         self._leader = threading.Lock()
         self._count = threading.Lock()
         self._ended = threading.Condition(self._count)
         self._threads = 1
         self._waiting = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
@@ -158,7 +98,7 @@ class Server:
 
     def _stop(self) -> None:
         if not self._status.draining:
-            self._status.drain()
+            self._page.drain()
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -166,7 +106,7 @@ class Server:
 
     def _drain(self, reason: str) -> None:
         """End this instance, which is not fit to go on, after what it has taken."""
-        self._status.drain()
+        self._page.drain()
         try:
             self._control.send(json.dumps({"draining": reason}).encode())
         except OSError as error:
@@ -185,13 +125,13 @@ class Server:
             if accepted is None:
                 return
             try:
-                slot = self._status.open()
+                slot = self._page.open()
                 try:
-                    self.serve_connection(http1.Connection(accepted, self._ensure_follower), slot)
+                    self.serve_connection(http1.Connection(accepted, self._before_handler), slot)
                 finally:
-                    self._status.close(slot)
+                    self._page.close(slot)
             finally:
-                _hang_up(accepted)
+                hang_up(accepted)
 
     def _accept(self) -> socket.socket | None:
         with self._count:
@@ -231,7 +171,7 @@ class Server:
         except BlockingIOError:
             return
 
-    def _ensure_follower(self) -> None:
+    def _before_handler(self) -> None:
         with self._count:
             if self._waiting or self._threads >= self._config.concurrency:
                 return
@@ -254,16 +194,6 @@ class Server:
                 self._threads -= 1
                 self._ended.notify_all()
 
-    def serve_connection(self, connection: http1.Connection, slot: int) -> None:
-        try:
-            while self._serve_request(connection, slot):
-                if not connection.has_input and not self._wait_for_more(connection):
-                    return
-        except http1.RequestRefused as error:
-            self._send_error(connection, error.status, error.message)
-        except (OSError, EOFError):
-            return  # the caller went away
-
     def _wait_for_more(self, connection: http1.Connection) -> bool:
         """Whether a further request comes on this connection while nobody else waits."""
         poll = select.poll()
@@ -281,166 +211,3 @@ class Server:
                     if not self._waiting:
                         return False
                 poll.unregister(self._listener)
-
-    def _serve_request(self, connection: http1.Connection, slot: int) -> bool:
-        """Serve one request; whether the connection can be used again."""
-        request = connection.read_request()
-        if request is None:
-            return False
-        body = connection.read_body(request, self._config.max_body)
-        request_id = contract.request_id(request.headers)
-        context = contract.Context(self._config.function_id, request_id, self._config.timeout)
-        self._ensure_follower()
-        self._status.begin(slot)
-        try:
-            event = contract.make_event(request.method, request.target, request.headers, body)
-            reply = contract.make_reply(self._call(event, context))
-        except contract.ResultRefused as error:
-            self._log(request_id, str(error))
-            reply = _internal_error(request_id)
-        except MemoryError:
-            reply = _internal_error(request_id)
-            self._log(request_id, "the handler ran out of memory; this instance is replaced")
-            self._drain("memory")
-        except BaseException as error:  # noqa: BLE001 - user code
-            self._log(request_id, "the handler raised", *user_traceback(error))
-            reply = _internal_error(request_id)
-        finally:
-            self._status.end(slot)
-        close = not request.keep_alive or self._status.draining
-        return self._send_reply(connection, request, reply, request_id, close) and not close
-
-    def _call(self, event: contract.Event, context: contract.Context) -> Any:
-        result = self._handler(event, context)
-        if inspect.isawaitable(result):
-            return self._await(result)
-        return result
-
-    def _await(self, awaitable: Any) -> Any:
-        """Run on the one event loop of this instance, so that handlers may share clients."""
-
-        async def wait() -> Any:
-            return await awaitable
-
-        return asyncio.run_coroutine_threadsafe(wait(), self._event_loop()).result()
-
-    def _event_loop(self) -> asyncio.AbstractEventLoop:
-        with self._loop_lock:
-            if self._loop is None:
-                loop = asyncio.new_event_loop()
-                threading.Thread(target=loop.run_forever, name="mayfly-loop", daemon=True).start()
-                self._loop = loop
-            return self._loop
-
-    def _send_reply(
-        self,
-        connection: http1.Connection,
-        request: http1.Request,
-        reply: contract.Reply,
-        request_id: str,
-        close: bool,
-    ) -> bool:
-        headers = list(reply.headers)
-        headers.append(("x-request-id", request_id))
-        bodiless = request.method == "HEAD" or reply.status in (204, 304)
-        if reply.is_stream:
-            return self._send_stream(connection, request, reply, request_id, close)
-        if not (bodiless and reply.status in (204, 304)):
-            headers.append(("content-length", str(len(reply.body))))
-        head = http1.response_head(reply.status, headers, close)
-        connection.socket.sendall(head if bodiless else head + reply.body)
-        return True
-
-    def _send_stream(
-        self,
-        connection: http1.Connection,
-        request: http1.Request,
-        reply: contract.Reply,
-        request_id: str,
-        close: bool,
-    ) -> bool:
-        """Send items as they come. An error in the middle cuts the connection off."""
-        chunked = request.version == "HTTP/1.1"
-        headers = [*reply.headers, ("x-request-id", request_id)]
-        if chunked:
-            headers.append(("transfer-encoding", "chunked"))
-        stream = reply.body
-        sock = connection.socket
-        try:
-            sock.sendall(http1.response_head(reply.status, headers, close or not chunked))
-            if request.method == "HEAD" or reply.status in (204, 304):
-                return False
-            for item in self._items(stream):
-                data = contract.encode_item(item)
-                if data:
-                    sock.sendall(http1.chunk(data) if chunked else data)
-            if chunked:
-                sock.sendall(http1.LAST_CHUNK)
-        except OSError:
-            return False  # the caller has left; the generator is closed below
-        except contract.ResultRefused as error:
-            self._log(request_id, f"in the stream: {error}")
-            return False
-        except BaseException as error:  # noqa: BLE001 - user code
-            self._log(request_id, "the stream raised", *user_traceback(error))
-            if isinstance(error, MemoryError):
-                self._drain("memory")
-            return False
-        finally:
-            self._close_stream(stream, request_id)
-        return chunked
-
-    def _items(self, stream: Any) -> Any:
-        if not contract.is_async_stream(stream):
-            yield from stream
-            return
-        iterator = stream.__aiter__()
-        while True:
-            try:
-                item = self._await(iterator.__anext__())
-            except StopAsyncIteration:
-                return
-            yield item
-
-    def _close_stream(self, stream: Any, request_id: str) -> None:
-        try:
-            if hasattr(stream, "aclose"):
-                self._await(stream.aclose())
-            elif hasattr(stream, "close"):
-                stream.close()
-        except BaseException as error:  # noqa: BLE001 - user code
-            self._log(request_id, "closing the stream raised", *user_traceback(error))
-
-    def _send_error(self, connection: http1.Connection, status: int, message: str) -> None:
-        body = json.dumps({"error": message}).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
-        try:
-            connection.socket.sendall(http1.response_head(status, headers, True) + body)
-            _linger(connection.socket)
-        except OSError:
-            return  # the caller did not wait for it
-
-    def _log(self, request_id: str, text: str, *lines: str) -> None:
-        sys.stderr.write("\n".join((f"request {request_id}: {text}", *lines)) + "\n")
-        sys.stderr.flush()
-
-
-def _hang_up(sock: socket.socket) -> None:
-    """Close for the caller, even where a process that the handler forked still has it open."""
-    with contextlib.suppress(OSError):  # the caller was first
-        sock.shutdown(socket.SHUT_WR)
-    sock.close()
-
-
-def _linger(sock: socket.socket) -> None:
-    """Let the caller read an answer that came before the end of its body (RFC 9112, 9.6)."""
-    sock.shutdown(socket.SHUT_WR)
-    sock.settimeout(1.0)
-    for _ in range(256):
-        if not sock.recv(65536):
-            return
-
-
-def _internal_error(request_id: str) -> contract.Reply:
-    body = json.dumps({"error": "internal", "request_id": request_id}).encode()
-    return contract.Reply(500, [("content-type", "application/json")], body, False)
