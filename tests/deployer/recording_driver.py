@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.deployer.drivers.base import (
+    ArtefactLost,
     BecameActive,
     BecameIdle,
     Deployed,
     DeployFailed,
     Endpoint,
+    EndpointMoved,
     InstanceStarted,
     LogLine,
     Notification,
@@ -85,8 +87,11 @@ class RecordingDriver:
         failing = workload.artefact_dir / "deploy_fails.json"
         if failing.exists():
             raise DeployFailed(**json.loads(failing.read_text()))
+        if not self.reserves and workload.uid not in self.functions:
+            self.functions[workload.uid] = self._listen(workload.uid, "script", None)
         await self._serve(workload)
-        return Deployed("instance-1", 1_363_148, 0.001)
+        endpoint = None if self.reserves else Endpoint(self.functions[workload.uid].address)
+        return Deployed("instance-1", 1_363_148, 0.001, endpoint)
 
     async def _serve(self, workload: Workload) -> None:
         function = self.functions[workload.uid]
@@ -131,6 +136,9 @@ class RecordingDriver:
 
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         self.calls.append(("fail", uid))
+        if not self.reserves:
+            await self._close(uid)
+            return
         await self._answer(self.functions[uid], status, body)
 
     async def touch(self, uid: str, in_flight: int) -> None:
@@ -183,6 +191,14 @@ class RecordingDriver:
     def active(self, uid: str) -> None:
         """Say that something runs again."""
         self.queue.put_nowait(BecameActive(uid))
+
+    def move(self, uid: str, endpoint: Endpoint) -> None:
+        """Say that a function is reached elsewhere now."""
+        self.queue.put_nowait(EndpointMoved(uid, endpoint))
+
+    def lose_artefact(self, uid: str) -> None:
+        """Say that what a function runs from is gone."""
+        self.queue.put_nowait(ArtefactLost(uid, "the image is gone"))
 
     async def lose_everything(self) -> None:
         """Be as a driver whose supervisor was killed."""

@@ -1,0 +1,120 @@
+"""Drivers of a cluster: no sockets before the deploy, one world for all replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from mayfly.v1 import route_pb2
+from mayfly.v1.function_pb2 import State
+
+from services.deployer.drivers.base import Endpoint
+
+from .conftest import Gateway, Running, Start, eventually
+from .recording_driver import RecordingDriver
+from .tiny_builder import TinyBuilder
+
+
+@pytest.fixture
+def world(directory: Path) -> RecordingDriver:
+    """A driver as that of a cluster is."""
+    return RecordingDriver(directory / "functions", reserves=False, shared=True)
+
+
+async def activate(deployer: Running, function_id: str, seconds: int = 5) -> route_pb2.Route:
+    request = route_pb2.ActivateFunctionRequest(
+        function_id=function_id, wait=Duration(seconds=seconds)
+    )
+    return (await deployer.routes.ActivateFunction(request)).route
+
+
+async def test_the_address_comes_with_the_deploy(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    world.gate = asyncio.Event()
+    gateway = Gateway(deployer)
+    await gateway.until(lambda: gateway.complete)
+    function = await deployer.create("hello")
+    await eventually(lambda: ("deploy", function.uid) in world.calls)
+    assert "hello" not in gateway.routes
+    waiting = asyncio.create_task(activate(deployer, "hello"))
+    world.gate.set()
+    await deployer.settle("hello")
+    assert gateway.routes["hello"].endpoint.startswith("tcp:127.0.0.1:")
+    assert (await waiting).endpoint == gateway.routes["hello"].endpoint
+    # Older revisions end only once the gateways have taken the new one.
+    await eventually(lambda: ("settle 1", function.uid) in world.calls)
+    await gateway.leave()
+
+
+async def test_a_cold_function_is_woken_by_who_calls_it(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    function = await deployer.ready("hello")
+    gateway = Gateway(deployer)
+    await gateway.until(lambda: "hello" in gateway.routes)
+    world.idle(function.uid)
+    world.move(function.uid, Endpoint(""))
+    await gateway.until(lambda: gateway.routes["hello"].cold)
+    assert gateway.routes["hello"].endpoint == ""
+    assert (await deployer.get("hello")).state == State.STATE_IDLE
+    waiting = asyncio.create_task(activate(deployer, "hello"))
+    await eventually(lambda: ("wake", function.uid) in world.calls)
+    assert not waiting.done()
+    world.move(function.uid, Endpoint("tcp:10.0.0.1:80", ("tcp:10.0.0.2:80",), "fn.example"))
+    world.active(function.uid)
+    route = await waiting
+    assert (route.endpoint, route.host, route.cold) == ("tcp:10.0.0.1:80", "fn.example", False)
+    assert list(route.endpoints) == ["tcp:10.0.0.1:80", "tcp:10.0.0.2:80"]
+    await gateway.leave()
+
+
+async def test_a_lost_artefact_is_built_again(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    function = await deployer.ready("hello")
+    builder.builds.clear()
+    world.lose_artefact(function.uid)
+    await eventually(lambda: world.calls.count(("deploy", function.uid)) == 2)
+    await eventually(lambda: bool(builder.builds))
+    await deployer.settle("hello")
+    assert (await deployer.get("hello")).state == State.STATE_READY
+
+
+async def test_what_failed_leaves_nothing_running(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    function = await deployer.create("broken", handler="DEPLOY FAILS")
+    await deployer.settle("broken")
+    assert (await deployer.get("broken")).state == State.STATE_FAILED
+    assert ("fail", function.uid) in world.calls
+
+
+async def test_one_replica_follows_and_another_takes_over(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    one = await start("one", driver=world)
+    function = await one.ready("hello")
+    other = RecordingDriver(world.directory, world.functions, reserves=False, shared=True)
+    two = await start("two", driver=other)
+    two.driver.idle(function.uid)
+    world.start_instance(function.uid, "i-1")
+    world.start_instance(function.uid, "i-2")
+    await eventually(lambda: _instances(one, 2))
+    assert (await two.get("hello")).state == State.STATE_READY
+    await one.end()
+    await eventually(lambda: _state(two, State.STATE_IDLE))
+
+
+async def _instances(deployer: Running, count: int) -> bool:
+    return (await deployer.get("hello")).instances == count
+
+
+async def _state(deployer: Running, state: State.ValueType) -> bool:
+    return (await deployer.get("hello")).state == state
