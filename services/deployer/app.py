@@ -227,14 +227,13 @@ class Deployer:
 
     async def _follow(self) -> None:
         if not self.driver.shared:
-            await follow(self.driver, self.instances, self._restore_again)
+            await self._take_notifications()
             return
         await self.restored.wait()
-        await self.role.run(
-            lambda: until_done(
-                lambda: follow(self.driver, self.instances, self._restore_again), "follow"
-            )
-        )
+        await self.role.run(lambda: until_done(lambda: self._take_notifications(), "follow"))
+
+    async def _take_notifications(self) -> None:
+        await follow(self.driver, self.instances, self.restoration.wanted, self._restore_again)
 
     async def _routes_taken(self) -> str:
         return await self.replicas.routes_taken()

@@ -21,6 +21,7 @@ from services.deployer.drivers.base import (
     Notification,
     Reconciled,
     SupervisorLost,
+    Wanted,
 )
 from services.deployer.events import log_event, state_event
 from services.deployer.journal import Change, Guard, Journal, mask_of
@@ -48,6 +49,10 @@ class Instances:
         self._journal = journal
         self._look = look
         self._running: dict[str, set[str]] = {}
+
+    def begin(self) -> None:
+        """Know of no instance: the driver tells of all that run."""
+        self._running.clear()
 
     def take(self, notification: Notification) -> None:
         """Record what a notification says."""
@@ -94,10 +99,14 @@ class Instances:
 
 
 async def follow(
-    driver: Driver, instances: Instances, on_lost: Callable[[], Awaitable[None]]
+    driver: Driver,
+    instances: Instances,
+    wanted: Wanted,
+    on_lost: Callable[[], Awaitable[None]],
 ) -> None:
     """Take the driver's notifications without end; call `on_lost` when it has lost everything."""
-    async with aclosing(driver.notifications()) as notifications:
+    instances.begin()
+    async with aclosing(driver.notifications(wanted)) as notifications:
         async for notification in notifications:
             instances.take(notification)
             if isinstance(notification, SupervisorLost):

@@ -76,6 +76,15 @@ class Restoration:
             count += len(live)
         return count
 
+    async def wanted(self, uid: str) -> Workload | None:
+        """Return what a function is to run by its row as it is now; None for one that has ended,
+        has failed or was never ready."""
+        async with self._store.connection() as connection:
+            records = self._store.queries.functions_by_uid(connection, uids=[uid])
+            rows = [row_of(record) async for record in records]
+        served = [row for row in rows if _is_served(row)]
+        return self._workload(served[0]) if served else None
+
     async def _reserve(self, row: FunctionRow) -> str:
         kind = "script" if _is_port(row.endpoint) else "handler"
         try:

@@ -23,6 +23,7 @@ from services.deployer.drivers.base import (
     Notification,
     Resource,
     SupervisorLost,
+    Wanted,
     Workload,
 )
 
@@ -165,7 +166,7 @@ class RecordingDriver:
             (self.directory / f"{uid}.sock").unlink(missing_ok=True)
         return function
 
-    async def notifications(self) -> AsyncGenerator[Notification]:
+    async def notifications(self, wanted: Wanted) -> AsyncGenerator[Notification]:
         while True:
             yield await self.queue.get()
 

@@ -108,7 +108,7 @@ class World:
         return next(line for line in self.logs(uid) if text in line)
 
     async def listen(self) -> None:
-        async for notification in self.driver.notifications():
+        async for notification in self.driver.notifications(_nothing_wanted):
             async with self.changed:
                 self.told.append(notification)
                 self.changed.notify_all()
@@ -218,3 +218,8 @@ async def start(data_dir: Path) -> AsyncIterator[Start]:
 @pytest.fixture
 async def world(start: Start) -> World:
     return await start()
+
+
+async def _nothing_wanted(uid: str) -> Workload | None:
+    """Nothing is put right here: the supervisor's world has no other hands in it."""
+    return None

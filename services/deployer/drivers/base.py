@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -228,6 +228,10 @@ Notification = (
 )
 
 
+Wanted = Callable[[str], Awaitable[Workload | None]]
+"""What a function, by its uid, is to run now; None for one that has ended or is not ready."""
+
+
 class Driver(Protocol):
     """Runs functions. Every call may be repeated; the second has the outcome of the first.
 
@@ -292,7 +296,9 @@ class Driver(Protocol):
         """End functions at once; by uid, what was removed for each."""
         ...
 
-    def notifications(self) -> AsyncGenerator[Notification]: ...
+    def notifications(self, wanted: Wanted) -> AsyncGenerator[Notification]:
+        """What happens, without end. `wanted` is asked before something is put right again."""
+        ...
 
     async def list_resources(self) -> list[Resource]:
         """What is really there, found by looking at the machine."""

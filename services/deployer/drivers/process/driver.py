@@ -245,7 +245,7 @@ class ProcessDriver:
             for uid, removed in result.items()
         }
 
-    async def notifications(self) -> AsyncGenerator[base.Notification]:
+    async def notifications(self, wanted: base.Wanted) -> AsyncGenerator[base.Notification]:
         while True:
             yield await self._notifications.get()
 
