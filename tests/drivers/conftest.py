@@ -220,6 +220,6 @@ async def world(start: Start) -> World:
     return await start()
 
 
-async def _nothing_wanted(uid: str) -> Workload | None:
+async def _nothing_wanted(uid: str) -> base.Workload | None:
     """Nothing is put right here: the supervisor's world has no other hands in it."""
     return None
