@@ -23,6 +23,7 @@ from services.gateway.backends import Backends
 from services.gateway.bootstrap import bootstrap
 from services.gateway.config import Settings
 from services.gateway.contracts import methods, transcodable
+from services.gateway.endpoints import Names
 from services.gateway.envoy_config import (
     BUILD_SERVICE,
     FUNCTION_SERVICE,
@@ -86,7 +87,14 @@ async def serve(
         stack.callback(_serve_metrics(settings.gateway_metrics_listen, registry))
 
         cache = ClusterCache()
-        routes = LiveRoutes(cache, settings.upstream_idle_timeout.total_seconds())
+        names = Names()
+        routes = LiveRoutes(
+            cache,
+            names,
+            settings.upstream_idle_timeout.total_seconds(),
+            settings.socket("hold"),
+            settings.socket("hold2"),
+        )
         admin_address = settings.socket("admin")
 
         async def inventory() -> list[str]:
@@ -149,7 +157,8 @@ async def serve(
             },
         )
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(sync.run()), group.create_task(backends.run())]
+            loops = (sync.run(), backends.run(), names.run())
+            running = [group.create_task(loop) for loop in loops]
             log.info("gateway_ready", url=public_url, listen=str(listen))
             if ready is not None:
                 ready(public_url)

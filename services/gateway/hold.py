@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import stat
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,12 +22,15 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from libs.telemetry.traceparent import context_of
 from services.gateway import http1
+from services.gateway.activation import Activate, Activations, Refused
 from services.gateway.activity import Function
-from services.gateway.addresses import Address, parse
+from services.gateway.addresses import Address
+from services.gateway.endpoints import addresses
 from services.gateway.envoy_config import ORIGINAL_PATH
 from services.gateway.errors import (
     BAD_REQUEST,
     BROKE_OFF,
+    CONTROL_AWAY,
     ENDED,
     NO_GRPC,
     NO_RESPONSE_IN_TIME,
@@ -46,24 +50,13 @@ log = structlog.get_logger()
 BACKLOG = 4096
 RETRY_SECONDS = (0.005, 0.25)
 LINGER_SECONDS = 2.0
-ASK_SECONDS = 2.0
+# Between two questions about a function that stays cold.
+WAKE_AGAIN_SECONDS = (0.25, 2.0)
 DEFAULT_TIMEOUT = 60.0  # of a route that names none
-
-
-class Refused(Exception):
-    """The request is answered with a problem."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
 
 
 class ClientGone(Exception):
     """Nobody waits for the answer any more."""
-
-
-# Asks the deployer what a function is: its route, or why there is none (`Refused`).
-Activate = Callable[[str, float], Awaitable[Route]]
 
 
 class Hold:
@@ -78,7 +71,7 @@ class Hold:
         hold_seconds: float,
     ) -> None:
         self._routes = routes
-        self._activate = activate
+        self._activations = Activations(activate)
         self._tracer = tracer
         self._domains = tuple(domains)
         self._hold_seconds = hold_seconds
@@ -99,6 +92,7 @@ class Hold:
             server.close()
         for request in self._requests:
             request.cancel()
+        self._activations.stop()
         await asyncio.gather(*self._requests, return_exceptions=True)
 
     def _accept(self, client: Side, request: Request) -> None:
@@ -125,12 +119,12 @@ class Hold:
         target = target_of(head.get("host"), original_path, self._domains)
         if target is None:
             raise Refused(NOT_FOUND)
-        held = _Held(self._routes, self._activate, target, self._hold_seconds)
+        held = _Held(self._routes, self._activations, target, self._hold_seconds)
         entry = await held.entry()
         route = entry.route
         if not request.speaks(route):
             raise Refused(NO_GRPC)
-        changes = {"x-forwarded-prefix": target.prefix}
+        changes = {"x-forwarded-prefix": target.prefix, **_host_changes(route, head)}
         with self._routes.activity.request(Function(route.function_id, route.uid)):
             span = self._first_request(route, head)
             try:
@@ -169,10 +163,11 @@ class _Held:
     """One request on its way to a function."""
 
     def __init__(
-        self, routes: LiveRoutes, activate: Activate, target: Target, hold_seconds: float
+        self, routes: LiveRoutes, activations: Activations, target: Target, hold_seconds: float
     ) -> None:
         self._routes = routes
-        self._activate = activate
+        self._activations = activations
+        self._wake_again = WAKE_AGAIN_SECONDS[0]
         self._id = target.function_id
         self._deadline = time.monotonic() + hold_seconds
 
@@ -184,20 +179,53 @@ class _Held:
                 entry = await self._ask(entry)
             if problem := refusal(entry, time.time()):
                 raise Refused(problem)
+            if not entry.route.endpoint and entry.route.cold:
+                entry = await self._wake() or entry
+            elif not entry.route.endpoint:
+                await self._next_change(NOT_READY_IN_TIME)
             if entry.route.endpoint:
                 return entry
-            await self._next_change(NOT_READY_IN_TIME)
 
     async def _ask(self, known: Entry | None) -> Entry:
         """Ask the deployer about a function that has no route here, or one that is over."""
         if known is not None and not self._routes.synced.is_set():
             raise Refused(ENDED)  # whether it was renewed meanwhile cannot be known now
         try:
-            return Entry.of(await self._activate(self._id, min(ASK_SECONDS, self._remaining())))
+            return Entry.of(await self._activations.ask(self._id))
         except Refused:
             if known is not None:
                 raise Refused(ENDED) from None
             raise
+
+    async def _wake(self) -> Entry | None:
+        """Have a cold function started; return at a change, or with what the deployer says.
+
+        A deployer that is away is asked again while there is time. Raises `Refused`.
+        """
+        remaining = self._remaining()
+        if remaining <= 0:
+            raise Refused(NOT_READY_IN_TIME)
+        changed = asyncio.ensure_future(self._routes.changed(self._id))
+        asked = asyncio.ensure_future(self._activations.ask(self._id))
+        try:
+            either = [changed, asked]
+            await asyncio.wait(either, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+            if changed.done() or not asked.done():
+                return None
+            try:
+                route = asked.result()
+            except Refused as refused:
+                if refused.problem is not CONTROL_AWAY:
+                    raise
+            else:
+                if route.endpoint or not route.cold:
+                    return Entry.of(route)
+            await asyncio.wait([changed], timeout=min(self._wake_again, self._remaining()))
+            self._wake_again = min(2 * self._wake_again, WAKE_AGAIN_SECONDS[1])
+        finally:
+            changed.cancel()
+            asked.cancel()
+        return None
 
     async def exchange(self, client: Side, request: Request, changes: Mapping[str, str]) -> Side:
         """Hand the request to the function; return its side once the response has begun."""
@@ -216,9 +244,12 @@ class _Held:
 
     async def _connect(self, entry: Entry, make: Callable[[], Side]) -> Side:
         pause, longest = RETRY_SECONDS
+        turn = random.randrange(1024)  # which of several endpoints is the first
         while True:
+            turn += 1
             try:
-                return await connect(parse(entry.route.endpoint), make)
+                found = addresses(entry.route)
+                return await connect(found[turn % len(found)], make)
             except ValueError as error:
                 raise Refused(UNREACHABLE) from error
             except OSError as error:
@@ -338,6 +369,14 @@ async def _until_gone(client: Side, work: Coroutine[Any, Any, None]) -> None:
             task.cancel()
             with suppress(asyncio.CancelledError, Refused):
                 await task
+
+
+def _host_changes(route: Route, head: http1.Head) -> dict[str, str]:
+    """Return the headers that differ for an endpoint with a host of its own: as Envoy's router."""
+    if not route.host:
+        return {}
+    earlier, host = head.get("x-forwarded-host"), head.get("host")
+    return {"host": route.host, "x-forwarded-host": f"{earlier},{host}" if earlier else host}
 
 
 def _finish(span: Span | None, code: int, error: str = "") -> None:

@@ -96,13 +96,19 @@ def opening(data: bytes | bytearray) -> tuple[Opening, int] | None:
 def forward(found: Opening, changes: Mapping[str, str]) -> bytes:
     """Return the opening with headers set to a value, or removed where it is empty.
 
-    Unchanged headers go on as they came: later blocks refer to the compression state they leave.
+    `host` is `:authority`. Unchanged headers go on as they came: later blocks refer to the
+    compression state they leave.
     """
     lines = dict(found.head.lines)
     block = found.block
     if any(lines.get(name, "") != value for name, value in changes.items()):
-        kept = [line for line in found.head.lines if line[0] not in changes and line[0] != "host"]
-        kept += [(name, value) for name, value in changes.items() if value]
+        authority = changes.get("host", lines.get(":authority", ""))
+        kept = [
+            line for line in found.head.lines if line[0] not in (*changes, "host", ":authority")
+        ]
+        # Before the other fields: RFC 9113, 8.3.
+        kept.insert(0, (":authority", authority))
+        kept += [(name, value) for name, value in changes.items() if value and name != "host"]
         block = Encoder().encode(kept, huffman=False)
     flags = END_HEADERS | (END_STREAM if found.ended else 0)
     return found.before + frame(HEADERS, flags, found.stream, block)

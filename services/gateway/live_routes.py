@@ -6,12 +6,16 @@ import asyncio
 import time
 
 import structlog
+from mayfly.v1.function_pb2 import Protocol
 from mayfly.v1.route_pb2 import Route, SyncRoutesResponse
 
 from services.gateway.activity import Activity, Function
-from services.gateway.routes import Entry, RouteTable, needs_cluster
+from services.gateway.addresses import Address
+from services.gateway.endpoints import Names, addresses
+from services.gateway.protos import Proto
+from services.gateway.routes import Entry, RouteTable, is_between_endpoints, needs_cluster
 from services.gateway.snapshot import ClusterCache, Epoch
-from services.gateway.xds import cluster
+from services.gateway.xds import cluster, parked
 
 log = structlog.get_logger()
 
@@ -19,16 +23,27 @@ log = structlog.get_logger()
 class LiveRoutes:
     """Applies what the deployer says to the table and to the cache that Envoy is served from."""
 
-    def __init__(self, cache: ClusterCache, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        cache: ClusterCache,
+        names: Names,
+        idle_seconds: float,
+        hold: Address,
+        hold_http2: Address,
+    ) -> None:
         self._table = RouteTable()
         self._cache = cache
+        self._names = names
         self._idle_seconds = idle_seconds
+        self._hold = hold
+        self._hold_http2 = hold_http2
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._snapshot: set[str] | None = None
         # Uids of functions whose first request came before their route.
         self._used_early: set[str] = set()
         self.activity = Activity(self.uid)
         self.synced = asyncio.Event()
+        names.changed = self._name_changed
 
     def get(self, function_id: str) -> Entry | None:
         """Return what is known of a function, ended or not."""
@@ -105,17 +120,35 @@ class LiveRoutes:
             self._wake(function_id)
 
     def _publish(self, function_id: str) -> None:
-        entry = self._table.get(function_id)
-        if entry is None or not needs_cluster(entry, time.time()):
+        made, expires = self._cluster_of(function_id)
+        if made is None:
             self._cache.delete(function_id)
-            return
+        else:
+            self._cache.put(function_id, made.SerializeToString(deterministic=True), expires)
+
+    def _cluster_of(self, function_id: str) -> tuple[Proto | None, float]:
+        entry = self._table.get(function_id)
+        if entry is None:
+            return None, 0.0
+        now = time.time()
+        if is_between_endpoints(entry, now) and self._cache.get(function_id) is not None:
+            http2 = entry.route.protocol == Protocol.PROTOCOL_HTTP2
+            return parked(entry.route, self._hold_http2 if http2 else self._hold), entry.expires
+        if not needs_cluster(entry, now):
+            return None, 0.0
         try:
-            made = cluster(entry.route, self._idle_seconds)
+            found = self._names.resolve(addresses(entry.route))
         except ValueError as error:
             log.error("route_refused", function=function_id, detail=str(error))
-            self._cache.delete(function_id)
-            return
-        self._cache.put(function_id, made.SerializeToString(deterministic=True), entry.expires)
+            return None, 0.0
+        made = cluster(entry.route, found, self._idle_seconds) if found else None
+        return made, entry.expires
+
+    def _name_changed(self, host: str) -> None:
+        for entry in self._table:
+            found = (entry.route.endpoint, *entry.route.endpoints)
+            if any(f":{host}:" in f":{endpoint}" for endpoint in found):
+                self._publish(entry.route.function_id)
 
     def _wake(self, function_id: str) -> None:
         for future in self._waiting.pop(function_id, ()):

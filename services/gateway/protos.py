@@ -10,6 +10,7 @@ from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from envoy.config.core.v3 import address_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from envoy.service.load_stats.v3 import lrs_pb2, lrs_pb2_grpc
@@ -29,6 +30,7 @@ LbEndpoint: Proto = endpoint_components_pb2.LbEndpoint
 LoadStatsResponse: Proto = lrs_pb2.LoadStatsResponse
 LocalityLbEndpoints: Proto = endpoint_components_pb2.LocalityLbEndpoints
 Pipe: Proto = address_pb2.Pipe
+PreviousHosts: Proto = previous_hosts_pb2.PreviousHostsPredicate
 Resource: Proto = discovery_pb2.Resource
 RetryPolicy: Proto = route_components_pb2.RetryPolicy
 SocketAddress: Proto = address_pb2.SocketAddress

@@ -101,6 +101,7 @@ def _strip_trusted_headers() -> Config:
             "mutations": [
                 {"remove": ORIGINAL_PATH},
                 {"remove": "x-forwarded-prefix"},
+                {"remove": "x-forwarded-host"},
                 *({"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes),
             ],
         },
@@ -175,6 +176,10 @@ def _function_action(script: str) -> Config:
         {
             "inline_cluster_specifier_plugin": {"extension": plugin},
             "upgrade_configs": [{"upgrade_type": "websocket"}],
+            # For endpoints that have a host name of their own (`xds.assignment`); the others get
+            # the caller's Host.
+            "auto_host_rewrite": True,
+            "append_x_forwarded_host": True,
         }
     )
 

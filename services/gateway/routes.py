@@ -109,10 +109,19 @@ def needs_cluster(entry: Entry, now: float) -> bool:
     Before it is settled the control process holds its requests, because their time limit begins
     only then; and before its first use, so that the first request can be seen and traced.
     """
-    return bool(
-        entry.route.endpoint
-        and entry.used
+    return bool(entry.route.endpoint) and _is_envoys(entry, now)
+
+
+def is_between_endpoints(entry: Entry, now: float) -> bool:
+    """Whether the function runs and Envoy has been reaching it, but at no endpoint just now."""
+    return not entry.route.endpoint and _is_envoys(entry, now)
+
+
+def _is_envoys(entry: Entry, now: float) -> bool:
+    return (
+        entry.used
         and entry.settled
+        and not entry.route.cold
         and not entry.failed
         and not entry.ended(now)
     )

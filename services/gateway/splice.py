@@ -13,6 +13,8 @@ from services.gateway.addresses import Address
 
 # What a client may send ahead while its request is held; then it is not read further.
 AHEAD_BYTES = 256 * 1024
+# What is gone from the network does not refuse: it says nothing.
+CONNECT_SECONDS = 1.0
 
 
 class Side(asyncio.Protocol):
@@ -128,7 +130,8 @@ async def connect(address: Address, make: Callable[[], Side]) -> Side:
     """
     loop = asyncio.get_running_loop()
     if not address.path:
-        _, side = await loop.create_connection(make, address.host, address.port)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, side = await loop.create_connection(make, address.host, address.port)
         return side
     # Not the loop's own connect: it takes EAGAIN, which means a full backlog here (unix(7)), for
     # a connection in progress.
@@ -143,5 +146,21 @@ async def connect(address: Address, make: Callable[[], Side]) -> Side:
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether connecting may work a moment later: full backlog, or a server that restarts."""
-    return error.errno in (errno.EAGAIN, errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET)
+    """Whether connecting may work a moment later.
+
+    A full backlog, a server that restarts, a machine that is gone and is about to be replaced. An
+    error without a number is of several addresses, each with its own.
+    """
+    return isinstance(error, (TimeoutError, socket.gaierror)) or error.errno in _TRANSIENT
+
+
+_TRANSIENT = (
+    None,
+    errno.EAGAIN,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ENOENT,
+    errno.ETIMEDOUT,
+)

@@ -22,8 +22,8 @@ from mayfly.v1.route_pb2 import (
 from mayfly.v1.route_pb2_grpc import RouteServiceStub
 
 from libs.rpc.errors import from_rpc_error
+from services.gateway.activation import Refused
 from services.gateway.errors import CONTROL_AWAY, ENDED, NOT_FOUND, Problem
-from services.gateway.hold import Refused
 from services.gateway.live_routes import LiveRoutes
 from services.gateway.snapshot import Epoch
 

@@ -20,6 +20,7 @@ from services.gateway.addresses import Address, parse
 from services.gateway.bootstrap import bootstrap
 from services.gateway.config import Settings
 from services.gateway.contracts import methods, transcodable
+from services.gateway.endpoints import addresses
 from services.gateway.envoy_config import PUBLIC_SERVICES, Inputs
 from services.gateway.errors import NOT_FOUND
 from services.gateway.target import Target, target_of
@@ -132,16 +133,26 @@ def test_addresses() -> None:
 
 
 def test_clusters() -> None:
-    made = cluster(
-        route("a", "tcp:127.0.0.1:81", timeout=1.5, protocol=Protocol.PROTOCOL_HTTP2), 2.0
-    )
+    one = route("a", "tcp:127.0.0.1:81", timeout=1.5, protocol=Protocol.PROTOCOL_HTTP2)
+    made = cluster(one, addresses(one), 2.0)
     assert made.name == "a"
-    address = made.load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address
-    assert (address.address, address.port_value) == ("127.0.0.1", 81)
+    endpoint = made.load_assignment.endpoints[0].lb_endpoints[0].endpoint
+    address = endpoint.address.socket_address
+    assert (address.address, address.port_value, endpoint.hostname) == ("127.0.0.1", 81, "")
     assert made.metadata.filter_metadata["mayfly"]["timeout_ms"] == "1500"
-    assert cluster(route("a", "unix:/x"), 2.0).name == "a"
+    assert cluster(route("a", "unix:/x"), [Address(path="/x")], 2.0).name == "a"
     with pytest.raises(ValueError, match="must be"):
-        cluster(route("a", "nowhere"), 2.0)
+        addresses(route("a", "nowhere"))
+
+
+def test_a_cluster_has_all_endpoints_and_their_host() -> None:
+    several = route("a", "tcp:10.0.0.1:80")
+    several.endpoints[:] = ["tcp:10.0.0.1:80", "tcp:10.0.0.2:80"]
+    several.host = "fn-1.functions.svc.cluster.local"
+    made = cluster(several, addresses(several), 2.0)
+    found = [one.endpoint for one in made.load_assignment.endpoints[0].lb_endpoints]
+    assert [e.address.socket_address.address for e in found] == ["10.0.0.1", "10.0.0.2"]
+    assert {e.hostname for e in found} == {"fn-1.functions.svc.cluster.local"}
 
 
 def test_the_bootstrap_is_what_envoys_schema_takes() -> None:
