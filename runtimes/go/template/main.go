@@ -1,5 +1,5 @@
 // The server around one Handle function: it serves HTTP/1.1 on a listening socket that it
-// inherits. See README.md for how it is built and what it inherits.
+// inherits, or on PORT. See README.md for how it is built and what it inherits.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -43,7 +44,7 @@ func readSettings() settings {
 		timeout:     time.Duration(seconds * float64(time.Second)),
 		concurrency: max(1, number("MAYFLY_CONCURRENCY", 1)),
 		maxBody:     int64(number("MAYFLY_MAX_BODY", 32<<20)),
-		listenFD:    number("MAYFLY_LISTEN_FD", 3),
+		listenFD:    number("MAYFLY_LISTEN_FD", -1),
 		controlFD:   number("MAYFLY_CONTROL_FD", -1),
 		statusFD:    number("MAYFLY_STATUS_FD", -1),
 	}
@@ -61,14 +62,25 @@ func main() {
 	if err != nil {
 		log.Fatalf("the status page: %v", err)
 	}
-	file := os.NewFile(uintptr(s.listenFD), "listener")
-	inherited, err := net.FileListener(file)
+	server := newServer(Handle, s, page)
+	var draining atomic.Bool
+	var listener net.Listener
+	if s.listenFD >= 0 {
+		file := os.NewFile(uintptr(s.listenFD), "listener")
+		listener, err = net.FileListener(file)
+		file.Close()
+	} else {
+		listener, err = listenOnPort()
+	}
 	if err != nil {
 		log.Fatalf("the listening socket: %v", err)
 	}
-	file.Close()
-	listener := newLimitedListener(inherited, s.concurrency, page)
-	server := newServer(Handle, s, page)
+	if s.listenFD >= 0 {
+		listener = newLimitedListener(listener, s.concurrency, page)
+	} else {
+		server.Handler = newContained(server.Handler, s, &draining)
+		server.IdleTimeout = 620 * time.Second // longer than proxies keep an idle connection
+	}
 
 	stop := make(chan os.Signal, 4)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGXCPU)
@@ -76,6 +88,7 @@ func main() {
 	go func() {
 		<-stop
 		page.drain()
+		draining.Store(true)
 		listener.Close()
 		if err := server.Shutdown(context.Background()); err != nil {
 			log.Printf("while ending: %v", err)
