@@ -76,12 +76,9 @@ def parked(route: Route, hold: Address) -> Proto:
 
 
 def moves(addresses: Sequence[Address]) -> bool:
-    """Whether a function runs on machines that come and go, and not beside the gateway."""
-    return any(not (address.path or _is_loopback(address)) for address in addresses)
-
-
-def _is_loopback(address: Address) -> bool:
-    return ipaddress.ip_address(address.host).is_loopback
+    """Whether a function runs on machines that come and go, and not once beside the gateway."""
+    first = addresses[0]
+    return len(addresses) > 1 or not (first.path or ipaddress.ip_address(first.host).is_loopback)
 
 
 def _cluster(route: Route, addresses: Sequence[Address]) -> Proto:

@@ -88,6 +88,14 @@ async def gateway(directory: Path, deployer: Deployer) -> AsyncIterator[Running]
         yield made
 
 
+@pytest_asyncio.fixture
+async def short_hold(directory: Path, deployer: Deployer) -> AsyncIterator[Running]:
+    """A gateway where requests wait for one second."""
+    async with running(directory, deployer, hold_timeout=1) as made:
+        await deployer.connected()
+        yield made
+
+
 async def eventually(check: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
     """Wait until `check` holds of something that cannot say so itself: a process, a proxy."""
     async with asyncio.timeout(seconds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,11 @@ def route(
     protocol: Protocol.ValueType = Protocol.PROTOCOL_HTTP1,
     one_request_per_connection: bool = False,
     traceparent: str = "",
+    others: Sequence[str] = (),
+    host: str = "",
+    cold: bool = False,
 ) -> route_pb2.Route:
-    """A route; `ttl` and `timeout` in seconds from now."""
+    """A route; `ttl` and `timeout` in seconds from now; `others`: endpoints beside the first."""
     made = route_pb2.Route(
         function_id=function_id,
         uid=uid or f"uid-{function_id}",
@@ -48,6 +51,9 @@ def route(
         protocol=protocol,
         one_request_per_connection=one_request_per_connection,
         traceparent=traceparent,
+        endpoints=[endpoint, *others] if others else [],
+        host=host,
+        cold=cold,
     )
     made.expire_time.FromNanoseconds(int((time.time() + ttl) * 1e9))
     made.timeout.FromNanoseconds(int(timeout * 1e9))
@@ -84,6 +90,8 @@ class Deployer(
         self.metadata: dict[str, str] = {}
         self.watch_gate = asyncio.Event()
         self.snapshot_chunk = 500
+        # What happens when a cold function is asked for, while the question waits.
+        self.wake: Callable[[str], Awaitable[None]] | None = None
         self._server: Server | None = None
 
     async def start(self, also: Callable[[Any], None] | None = None) -> None:
@@ -196,7 +204,9 @@ class Deployer(
         found = self.routes.get(request.function_id)
         if found is None:
             raise MayflyError(ErrorReason.ERROR_REASON_NOT_FOUND, "no such function")
-        return route_pb2.ActivateFunctionResponse(route=found)
+        if found.cold and self.wake is not None:
+            await self.wake(request.function_id)
+        return route_pb2.ActivateFunctionResponse(route=self.routes[request.function_id])
 
     # FunctionService.
 

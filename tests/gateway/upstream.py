@@ -95,9 +95,9 @@ async def echo_websocket(request: Request) -> None:
 
 
 @asynccontextmanager
-async def serve(path: Path, answer: Answer = echo) -> AsyncIterator[Upstream]:
-    """Serve on a unix socket; keep-alive as HTTP/1.1 has it."""
-    upstream = Upstream(f"unix:{path}")
+async def serve(place: Path | str, answer: Answer = echo) -> AsyncIterator[Upstream]:
+    """Serve on a unix socket, or at "address:port" (0 picks one); keep-alive as HTTP/1.1 has it."""
+    upstream = Upstream(f"unix:{place}")
     tasks: set[asyncio.Task[None]] = set()
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,7 +125,12 @@ async def serve(path: Path, answer: Answer = echo) -> AsyncIterator[Upstream]:
             writer.close()
             tasks.discard(task)
 
-    server = await asyncio.start_unix_server(connection, path, backlog=4096)
+    if isinstance(place, Path):
+        server = await asyncio.start_unix_server(connection, place, backlog=4096)
+    else:
+        host, _, port = place.rpartition(":")
+        server = await asyncio.start_server(connection, host, int(port), backlog=4096)
+        upstream.endpoint = f"tcp:{host}:{server.sockets[0].getsockname()[1]}"
     try:
         yield upstream
     finally:
@@ -133,5 +138,6 @@ async def serve(path: Path, answer: Answer = echo) -> AsyncIterator[Upstream]:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        if isinstance(place, Path):
+            with suppress(FileNotFoundError):
+                os.unlink(place)
