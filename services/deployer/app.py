@@ -21,7 +21,7 @@ from libs.rpc.channel import connect
 from libs.rpc.process import StartError
 from libs.rpc.server import AddressInUse, Server
 from libs.store import Store
-from libs.store.migrate import upgrade
+from libs.store.start import Schema, start_store
 from libs.telemetry import Telemetry, metrics, setup
 from services.deployer.activity import Activity
 from services.deployer.builds import Builds
@@ -53,8 +53,8 @@ from services.deployer.wakeups import Wakeups
 
 log = structlog.get_logger()
 
-SCHEMA = "deployer"
 HERE = Path(__file__).parent
+SCHEMA = Schema("deployer", HERE / "queries.sql", HERE / "migrations")
 SERVICES = (
     "mayfly.v1.FunctionService",
     "mayfly.v1.RouteService",
@@ -80,11 +80,10 @@ async def serve(
     own = settings.deployer_address or settings.deployer_listen
     endpoints = [own, *([settings.otlp_endpoint] if settings.otlp_endpoint else [])]
     telemetry = setup("deployer", endpoints, log_level=settings.log_level)
-    await asyncio.to_thread(upgrade, settings.database_url, SCHEMA, HERE / "migrations")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
-        store = await Store.open(
-            settings.database_url, SCHEMA, HERE / "queries.sql", min_size=2, max_size=_POOL
+        store = await start_store(
+            settings.database_url, SCHEMA, settings.database_wait, min_size=2, max_size=_POOL
         )
         stack.push_async_callback(store.close)
         deployer = Deployer(settings, store, driver or driver_of(settings), telemetry)

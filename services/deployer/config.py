@@ -38,6 +38,8 @@ class Settings(BaseSettings):
 
     database_url: str
     """The PostgreSQL that keeps functions; the schema "deployer" is made in it."""
+    database_wait: Length = Field(timedelta(seconds=10), ge=timedelta(0))
+    """How long a PostgreSQL that does not answer is awaited at the start."""
     data_dir: Path = Path("/var/lib/mayfly")
     """Where the process driver keeps its sockets and directories; one machine's own."""
     deployer_listen: str = "127.0.0.1:7002"

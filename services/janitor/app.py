@@ -11,14 +11,14 @@ from mayfly.v1 import janitor_pb2_grpc
 
 from libs.rpc.process import StartError
 from libs.rpc.server import AddressInUse, Health, Server
-from libs.store import Store, StoreUnavailable
-from libs.store.migrate import upgrade
+from libs.store import StoreUnavailable
+from libs.store.start import start_store
 from libs.telemetry import metrics as prometheus
 from libs.telemetry import setup
 from services.janitor.config import Settings
 from services.janitor.metrics import Metrics
 from services.janitor.owners import Owner
-from services.janitor.receipts import MIGRATIONS, QUERIES, SCHEMA, Receipts
+from services.janitor.receipts import SCHEMA, Receipts
 from services.janitor.reclaim import Reclaimer
 from services.janitor.service import NAME, JanitorService
 from services.janitor.spans import Spans
@@ -41,7 +41,9 @@ async def serve(
         collectors = [settings.deployer_address, *filter(None, [settings.otlp_endpoint])]
         telemetry = setup("janitor", collectors, log_level=settings.log_level)
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
-        receipts = Receipts(await _open_store(settings, stack))
+        store = await start_store(settings.database_url, SCHEMA, settings.database_wait, max_size=4)
+        stack.push_async_callback(store.close)
+        receipts = Receipts(store)
         metrics = Metrics(prometheus.registry())
         spans = Spans(telemetry.tracer)
         stack.callback(spans.flush)
@@ -86,16 +88,6 @@ async def serve(
             await stop.wait()
             for loop in loops:
                 loop.cancel()
-
-
-async def _open_store(settings: Settings, stack: AsyncExitStack) -> Store:
-    try:
-        store = await Store.open(settings.database_url, SCHEMA, QUERIES, max_size=4)
-        stack.push_async_callback(store.close)
-        await asyncio.to_thread(upgrade, settings.database_url, SCHEMA, MIGRATIONS)
-    except StoreUnavailable as error:
-        raise StartError(f"MAYFLY_DATABASE_URL: PostgreSQL does not answer: {error}") from error
-    return store
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> None:

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
         default="127.0.0.1:7003",
         description="Where JanitorService listens: unix:/path or host:port.",
     )
+    database_wait: Duration = Field(
+        default=timedelta(seconds=10),
+        ge=timedelta(0),
+        description="Seconds that a PostgreSQL that does not answer is awaited at the start.",
+    )
     deployer_address: str = Field(
         default="127.0.0.1:7002",
         description="Where the deployer, owner of functions, is reached. Spans go there as well.",

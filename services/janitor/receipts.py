@@ -13,11 +13,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mayfly.v1 import janitor_pb2, reclaimer_pb2
 
 from libs.store import Connection, Store
+from libs.store.start import Schema
 from libs.telemetry.traceparent import trace_id_of
 
-QUERIES = Path(__file__).with_name("queries.sql")
-SCHEMA = "janitor"
-MIGRATIONS = Path(__file__).with_name("migrations")
+HERE = Path(__file__).parent
+SCHEMA = Schema("janitor", HERE / "queries.sql", HERE / "migrations")
 
 Known = Literal["new", "pending", "done"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
