@@ -72,6 +72,8 @@ lock: setup  ## pin the requirements again, with hashes and without addresses
 		--universal --python-version 3.11 --extra embedded pyproject.toml -c requirements-dev.txt -o requirements.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--universal --python-version 3.11 --extra cluster pyproject.toml -c requirements-dev.txt -o requirements-cluster.txt
+	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--universal --python-version 3.11 --extra cluster --extra demo pyproject.toml -c requirements-dev.txt -o requirements-demo.txt
 
 clean:  ## remove what was generated and installed
 	rm -rf $(VENV) sdk/python/mayfly/v1 dist .hypothesis .ruff_cache .import_linter_cache

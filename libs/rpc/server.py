@@ -21,6 +21,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from libs.rpc.interceptor import ErrorInterceptor
 from libs.rpc.tracing import is_traced
 
+# Serves while the process lives, whatever its services need: what a liveness probe asks for.
+LIVENESS = "liveness"
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -39,7 +42,9 @@ class AddressInUse(Exception):
 class Health:
     """What `grpc.health.v1` answers; a service is NOT_SERVING until it is said to serve.
 
-    The overall status (the empty name) is SERVING when every service is.
+    The overall status (the empty name) is SERVING when every service is. The name "liveness" is
+    SERVING from the start to the end of the process: a probe that asks for it never restarts a
+    service because its database is away.
     """
 
     def __init__(self, services: Sequence[str]) -> None:
@@ -55,6 +60,10 @@ class Health:
         """Say it of all services."""
         self._serving = dict.fromkeys(self._serving, serving)
         await self._publish()
+
+    async def live(self) -> None:
+        """Say that the process lives."""
+        await self.servicer.set(LIVENESS, _status(True))
 
     async def _publish(self) -> None:
         for name, serving in self._serving.items():
@@ -99,6 +108,7 @@ class Server:
             os.chmod(self.address.removeprefix("unix:"), stat.S_IRUSR | stat.S_IWUSR)
         else:
             self.address = f"{self.address.rsplit(':', 1)[0]}:{port}"
+        await self.health.live()
         await self._server.start()
         return self.address
 

