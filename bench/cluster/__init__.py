@@ -1,0 +1,1 @@
+"""`python -m bench.cluster`: the figures of a Mayfly on Kubernetes."""

@@ -1,0 +1,161 @@
+"""Takes the figures of running releases beside what a person would do by hand.
+
+The rows of one group are taken in turn, one sample each. Releases are named by their URLs, since
+they are installed by whoever wants figures of them: `helm install`, docs/kubernetes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from bench import machine
+from bench.__main__ import revision
+from bench.cluster.peers import ByHand
+from bench.cluster.world import until_nothing_is_left
+from bench.figures import Figure, markdown_table, text_table
+from bench.http import BenchFailed, Client
+from bench.submit import HANDLER, Submission
+from libs.kube.cluster import Cluster
+from libs.kube.kinds import NAMESPACE
+
+_LIVE = {"STATE_READY", "STATE_IDLE"}
+_AT_ONCE = 16
+_CROWD_SECONDS = 600.0
+
+
+async def submissions(url: str, driver: str, by_hand: ByHand, rounds: int) -> list[Figure]:
+    """Submit → first 200 of a handler that was never built, beside its peer."""
+    client = Client(url)
+    handler = Submission("handler", f"{driver}: handler, build included", HANDLER)
+    domain = os.environ["MAYFLY_TEST_KNATIVE_DOMAIN"]
+    if driver == "deployment":
+        peer, bound = Figure("bare pod: create → Ready"), 2.0
+    else:
+        peer, bound = Figure("Knative Service by hand, image pushed: create → first 200"), 1.25
+    handler.total.peer, handler.total.bound = peer, bound
+    tag = secrets.token_hex(3)
+    # The first of each pulls images and is not counted.
+    for number in range(rounds + 1):
+        handler.run(client, f"bench-{tag}-{number}", f"{driver} {tag} {number}")
+        name = f"peer-{tag}-{number}"
+        if driver == "deployment":
+            peer.add(await by_hand.pod_ready(name))
+        else:
+            peer.add(await by_hand.knative_answers(name, domain))
+        if number == 0:
+            for figure in (*handler.figures(), peer):
+                figure.samples.clear()
+    client.close()
+    return [*handler.figures(), peer]
+
+
+async def endings(url: str, driver: str, cluster: Cluster, rounds: int) -> Figure:
+    """From a deadline until nothing of the function is left in the cluster."""
+    client = Client(url)
+    figure = Figure(f"{driver}: deadline → nothing left")
+    tag = secrets.token_hex(3)
+    for number in range(rounds):
+        function_id = f"end-{tag}-{number}"
+        client.create(function_id, handler=f"{HANDLER}\n# {tag} {number}\n", ttl="15s")
+        client.expect("GET", f"/f/{function_id}/")
+        figure.add(await until_nothing_is_left(cluster, client, function_id))
+    client.close()
+    return figure
+
+
+def crowd(url: str, driver: str, count: int) -> list[Figure]:
+    """Create many; how many a second are taken, and come to live."""
+    created = Figure(f"{driver}: creations taken, {count} at {_AT_ONCE} a time", unit="/s")
+    live = Figure(f"{driver}: of them live", unit="/s")
+    tag = secrets.token_hex(3)
+    ids = [f"many-{tag}-{number}" for number in range(count)]
+
+    def create(function_id: str) -> None:
+        client = Client(url)
+        try:
+            client.create(function_id, handler=HANDLER, resources={"memoryBytes": str(64 << 20)})
+        finally:
+            client.close()
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(create, ids))
+    created.add(count / (time.perf_counter() - began))
+    client = Client(url)
+    waiting = set(ids)
+    while waiting:
+        states = {function_id: client.get(function_id)["state"] for function_id in waiting}
+        if failed := [i for i, state in states.items() if state == "STATE_FAILED"]:
+            raise BenchFailed(f"{failed[0]}: {client.get(failed[0])['failure']}")
+        waiting = {i for i, state in states.items() if state not in _LIVE}
+        if time.perf_counter() - began > _CROWD_SECONDS:
+            raise BenchFailed(f"{len(waiting)} of {count} are not live yet")
+        time.sleep(0.2)
+    live.add(count / (time.perf_counter() - began))
+    for function_id in ids:
+        client.delete(function_id)
+    client.close()
+    return [created, live]
+
+
+async def take(releases: dict[str, str], rounds: int, functions: int) -> list[Figure]:
+    """Take all figures of the releases, by driver and URL."""
+    figures: list[Figure] = []
+    async with AsyncExitStack() as stack:
+        cluster = await Cluster.connect(os.environ.get("KUBECONFIG", ""))
+        stack.push_async_callback(cluster.close)
+        namespace = f"mayfly-bench-{secrets.token_hex(3)}"
+        await cluster.create(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        )
+        stack.push_async_callback(cluster.delete, NAMESPACE, "", namespace)
+        by_hand = ByHand(
+            cluster,
+            namespace,
+            os.environ["MAYFLY_TEST_PYTHON_IMAGE"],
+            os.environ["MAYFLY_TEST_KNATIVE_INGRESS"],
+        )
+        for driver, url in releases.items():
+            figures += await submissions(url, driver, by_hand, rounds)
+            figures.append(await endings(url, driver, cluster, max(3, rounds // 3)))
+            if functions:
+                figures += await asyncio.to_thread(crowd, url, driver, functions)
+    return figures
+
+
+def main() -> int:
+    """Take the figures, print them, and write them where asked."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
+    parser.add_argument("--deployment", help="URL of a release with driver=deployment")
+    parser.add_argument("--knative", help="URL of a release with driver=knative")
+    parser.add_argument("--rounds", type=int, default=10, help="samples of each row (10)")
+    parser.add_argument("--functions", type=int, default=200, help="how many are many (200)")
+    parser.add_argument("--results", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    given = {"deployment": options.deployment, "knative": options.knative}
+    releases = {driver: url for driver, url in given.items() if url}
+    if not releases:
+        parser.error("name a release by --deployment URL, --knative URL, or both")
+    where = machine.describe()
+    figures = asyncio.run(take(releases, options.rounds, options.functions))
+    print(f"{where}\n\n{text_table(figures)}")
+    if options.results:
+        day = time.strftime("%Y-%m-%d")
+        options.results.write_text(
+            f"# Figures on a cluster of {day}, commit {revision()}\n\n{where}.\n\n"
+            f"{markdown_table(figures)}\n\n"
+            "How each is measured and what limits it: README.md beside this file.\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
