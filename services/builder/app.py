@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
 from mayfly.v1 import build_pb2_grpc, reclaimer_pb2_grpc
 
-import runtimes
 from libs.rpc.process import StartError
 from libs.rpc.server import AddressInUse, Health, Server
 from libs.store import Store, StoreUnavailable
 from libs.store.migrate import upgrade
 from libs.telemetry import metrics as prometheus
 from libs.telemetry import setup
-from services.builder.backends.environment.archive import Limits
-from services.builder.backends.environment.backend import PLATFORM, EnvironmentBackend
-from services.builder.backends.environment.catalog import Catalog
-from services.builder.backends.environment.environments import Environments
-from services.builder.backends.environment.go import Go
-from services.builder.backends.environment.interpreters import Interpreters
-from services.builder.backends.environment.uv import Paths, Uv, environment
+from services.builder.backends.environment.backend import PLATFORM
 from services.builder.builds import MIGRATIONS, QUERIES, SCHEMA, Builds
 from services.builder.changes import Changes
+from services.builder.choice import Choice
 from services.builder.config import Settings
-from services.builder.directories import Directories, remove
+from services.builder.directories import Directories
 from services.builder.ledger import Ledger
 from services.builder.metrics import Metrics
+from services.builder.opening import open_backends
+from services.builder.parts import parts
 from services.builder.reclaimer import NAME as RECLAIMER
 from services.builder.reclaimer import ReclaimerService
 from services.builder.removal import Removal
@@ -61,21 +54,21 @@ async def serve(
         directories = _prepare(settings)
         metrics = Metrics(prometheus.registry())
         _serve_metrics(settings, metrics, stack)
-        backend = _environment_backend(settings, directories, store)
+        choice = await open_backends(settings, parts(settings, directories, store), stack)
         builds = Builds(store, settings)
         changes = Changes(store)
-        worker = Worker(builds, backend, directories, changes, settings, telemetry.tracer, metrics)
-        removal = Removal(builds, directories, worker, changes)
+        worker = Worker(builds, choice, directories, changes, settings, telemetry.tracer, metrics)
+        removal = Removal(builds, choice, worker, changes)
         ledger = Ledger(store, settings.build_retention)
 
         server = Server(settings.builder_listen, [BUILDS, RECLAIMER], telemetry.provider)
         server.add(
             build_pb2_grpc.add_BuildServiceServicer_to_server,
-            BuildService(builds, worker, backend, removal, changes, settings, PLATFORM),
+            BuildService(builds, worker, choice, removal, changes, settings, PLATFORM),
         )
         server.add(
             reclaimer_pb2_grpc.add_ReclaimerServiceServicer_to_server,
-            ReclaimerService(ledger, removal, directories, changes),
+            ReclaimerService(ledger, removal, choice, directories, changes),
         )
         try:
             address = await server.start()
@@ -93,7 +86,7 @@ async def serve(
                 tasks.create_task(_tell_health(server.health, builds, metrics)),
                 tasks.create_task(_clean(builds, settings)),
                 # Interpreters are looked at before anybody asks for one.
-                tasks.create_task(_look_around(backend)),
+                tasks.create_task(_look_around(choice)),
             ]
             await server.health.set_all(True)
             log.info("builder_serves", address=address)
@@ -123,38 +116,6 @@ def _prepare(settings: Settings) -> Directories:
             f"MAYFLY_DATA_DIR: cannot use {error.filename}: {error.strerror}"
         ) from error
     return directories
-
-
-def _environment_backend(
-    settings: Settings, directories: Directories, store: Store
-) -> EnvironmentBackend:
-    paths = Paths(directories.cache, directories.interpreters)
-    uv = Uv(settings.uv, environment(os.environ, paths), sdists=settings.build_sdists)
-
-    async def install_python(wanted: str, say: Callable[[str], None]) -> None:
-        # Made and removed here: it belongs to no build, since others will want it as well.
-        workspace = directories.temporary / f"python.{secrets.token_hex(6)}"
-        workspace.mkdir(mode=0o700)
-        try:
-            await uv.install_python(wanted, workspace, "python", say)
-        finally:
-            remove([workspace])
-
-    interpreters = Interpreters(
-        os.environ,
-        directories.interpreters,
-        install_python if settings.python_downloads else None,
-    )
-    catalog = Catalog(store, settings.resolution_age)
-    template = Path(next(iter(runtimes.__path__))) / "go" / "template"
-    at_once = settings.concurrent_installs
-    return EnvironmentBackend(
-        interpreters,
-        Environments(uv, catalog, directories.environments, PLATFORM, at_once),
-        Go(settings.go, os.environ, directories.go_cache, template, at_once),
-        Limits(bytes=settings.max_archive_bytes, files=settings.max_archive_files),
-        fingerprint=f"sdists={settings.build_sdists}",
-    )
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> None:
@@ -190,5 +151,5 @@ async def _clean(builds: Builds, settings: Settings) -> None:
         await asyncio.sleep(CLEAN_SECONDS)
 
 
-async def _look_around(backend: EnvironmentBackend) -> None:
-    await backend.runtimes()
+async def _look_around(choice: Choice) -> None:
+    await choice.runtimes()

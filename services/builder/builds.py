@@ -13,11 +13,11 @@ from mayfly.v1.error_pb2 import ErrorReason
 
 from libs.rpc.errors import MayflyError
 from libs.store import Record, Store
-from services.builder.backends.base import Kind
+from services.builder.backends.base import Kind, Made
 from services.builder.batcher import Batcher
 from services.builder.changes import BUILDS, QUEUE
 from services.builder.config import Settings
-from services.builder.view import is_over
+from services.builder.view import is_over, made_of
 
 SCHEMA = "builder"
 QUERIES = Path(__file__).parent / "queries.sql"
@@ -43,11 +43,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Released:
-    """A hold that was given up. `free`: nobody holds the build any more, its files can go."""
+    """A hold that was given up.
+
+    `made`: nobody holds the build any more, and what it made can go; None where others have it.
+    """
 
     build: str
-    uid: str
-    free: bool
+    made: Made | None
     environment: str | None
 
 
@@ -179,7 +181,11 @@ class Builds:
         first: int,
         items: list[bytes],
     ) -> Record | None:
-        """End a build; None when the claim was lost."""
+        """End a build; None when the claim was lost. Its bundle is kept beside its row."""
+        bundle, lock = outcome.artefact.bundle, outcome.artefact.lock
+        if bundle:
+            outcome.artefact.ClearField("bundle")
+            outcome.artefact.ClearField("lock")
 
         async def work() -> Record | None:
             async with self.store.connection() as connection:
@@ -193,12 +199,20 @@ class Builds:
                     retention=self._retention,
                     first=first,
                     items=items,
+                    bundle=bundle,
+                    lock=lock,
                 )
                 if row is not None and row["watched"]:
                     await self.store.notify(connection, BUILDS, build)
                 return row
 
         return await self.store.retrying(work)
+
+    async def bundle(self, build: str) -> tuple[bytes, str]:
+        """Return a build's bundle and lock, empty where it has none."""
+        async with self.store.connection() as connection:
+            row: Any = await self._queries.get_bundle(connection, id=build)
+        return (bytes(row["bundle"]), str(row["lock"])) if row is not None else (b"", "")
 
     async def get(self, build: str) -> Record | None:
         """Return a row, None where there is none."""
@@ -291,7 +305,11 @@ class Builds:
         released: dict[str, list[Released]] = {}
         for row in rows:
             released.setdefault(row["function_uid"], []).append(
-                Released(row["build"], row["build_uid"], row["uid"] is not None, row["environment"])
+                Released(
+                    row["build"],
+                    made_of(row["build"], row["build_uid"], row["outcome"]) if row["uid"] else None,
+                    row["environment"],
+                )
             )
         return [
             [one for one in released.get(uid, []) if build in ("", one.build)]

@@ -7,17 +7,28 @@ those of proxies (HTTPS_PROXY, NO_PROXY) and of certificates (SSL_CERT_FILE).
 from __future__ import annotations
 
 import os
+import platform
+import re
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from libs.rpc.addresses import host_and_port
 from libs.rpc.durations import Duration
 
 MIB = 1024 * 1024
+# What each backend cannot do without; of names in one tuple, any.
+_NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "environment": (),
+    "layers": (("registry",), ("base_image",)),
+    "kaniko": (("registry",), ("s3_bucket",), ("kaniko_image",)),
+    "bundle": (("base_python", "base_image"),),
+}
+_REGISTRY = re.compile(r"[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 
 
 class Settings(BaseSettings):
@@ -123,6 +134,145 @@ class Settings(BaseSettings):
     )
     go: str = Field(default="", description="Path of go. Empty: the one on PATH, if any.")
 
+    installation: str = Field(
+        default="mayfly",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Tells the objects of several Mayflys in one cluster apart, as a label.",
+    )
+    kubeconfig: str = Field(
+        default="",
+        description="Path of the file that says how the cluster is reached. Empty: the pod's "
+        "service account, else KUBECONFIG, else ~/.kube/config.",
+    )
+    registry: str = Field(
+        default="",
+        description="Registry that images are pushed to, as host[:port][/prefix] and as nodes pull "
+        "from it. All functions' images are in <registry>/functions.",
+    )
+    registry_insecure: bool = Field(
+        default=False,
+        description="Whether that registry is spoken to in plain HTTP. Only for one inside.",
+    )
+    registry_auth: str = Field(
+        default="",
+        description="Path of a Docker config.json with credentials. Empty: no credentials.",
+    )
+    base_image: str = Field(
+        default="",
+        description="Image with Python that functions' images are made upon (layers, kaniko). Its "
+        "Python is the one that requirements are resolved for.",
+    )
+    base_python: str = Field(
+        default="",
+        pattern=r"^(3\.[0-9]{1,2})?$",
+        description='Python of functions on a cluster, such as "3.13". Empty: what the base image '
+        "says (PYTHON_VERSION in its environment); bundle has no base image and needs it.",
+    )
+    base_platform: str = Field(
+        default_factory=lambda: f"{platform.machine()}-manylinux_2_28",
+        pattern=r"^[a-z0-9_]+-[a-z0-9_-]+$",
+        description="Platform that requirements are resolved for on a cluster, as uv names them. "
+        "The default is this machine's with glibc 2.28 or newer, which common base images have.",
+    )
+    go_image: str = Field(
+        default="", description="Image with the Go toolchain, in which kaniko compiles."
+    )
+    go_base_image: str = Field(
+        default="",
+        description="Small image that a compiled Go program is put into. Empty: an empty one.",
+    )
+    kaniko_image: str = Field(
+        default="",
+        description="Image of Kaniko's executor. The original is archived; forks are kept up.",
+    )
+    builds_namespace: str = Field(
+        default="mayfly-builds", description="Namespace of the pods that build images."
+    )
+    build_pod_memory: str = Field(
+        default="2Gi",
+        description="Memory of such a pod, as Kubernetes writes it. Kaniko unpacks base images.",
+    )
+    build_pod_cpu: str = Field(
+        default="1", description="CPUs of such a pod, as Kubernetes writes them."
+    )
+    index_secret: str = Field(
+        default="",
+        description="Secret of that namespace with UV_* and PIP_* variables, given to such pods "
+        "only. Empty: the default index.",
+    )
+    s3_bucket: str = Field(
+        default="", description="Bucket for what such pods build from, removed with the pod."
+    )
+    s3_endpoint_url: str = Field(
+        default="", description="Address of an S3-compatible storage. Empty: AWS."
+    )
+    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    s3_path_style: bool = Field(
+        default=True,
+        description="Whether the bucket is in the path of addresses, as most storages besides AWS "
+        "want it, or in the host's name.",
+    )
+    # The last: what each backend needs is known by then.
+    build_backends: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("environment",),
+        validate_default=True,
+        description="Who builds, separated by commas: the first that can build a source does. "
+        "environment (one machine), layers and kaniko (images), bundle (no image).",
+    )
+
+    @field_validator("build_backends", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("build_backends")
+    @classmethod
+    def _is_complete(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in value:
+            if name not in _NEEDS:
+                raise ValueError(f"there is no backend {name!r}; there are {', '.join(_NEEDS)}")
+            missing = [
+                " or ".join(f"MAYFLY_{each.upper()}" for each in fields)
+                for fields in _NEEDS[name]
+                if not any(info.data.get(each) for each in fields)
+            ]
+            if missing:
+                raise ValueError(f"{name} needs {', '.join(missing)}")
+        if not value:
+            raise ValueError("name at least one backend, such as environment")
+        if len(set(value)) < len(value):
+            raise ValueError("a backend is named twice")
+        if "environment" in value and len(value) > 1:
+            raise ValueError(
+                "environment builds for one machine and the others for a cluster; name it alone"
+            )
+        return value
+
+    @field_validator("registry")
+    @classmethod
+    def _is_a_registry(cls, value: str) -> str:
+        if value and not _REGISTRY.fullmatch(value):
+            raise ValueError(
+                'must be host[:port][/prefix] in lower case without a scheme, such as "ghcr.io/me"'
+            )
+        return value
+
+    @field_validator("kubeconfig", "registry_auth")
+    @classmethod
+    def _is_a_file(cls, value: str) -> str:
+        if value and not os.path.isabs(value):
+            raise ValueError("must be an absolute path")
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _is_a_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// or http://")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, value: str) -> str:
@@ -153,3 +303,13 @@ class Settings(BaseSettings):
     def replica_name(self) -> str:
         """The name under which this replica claims builds."""
         return self.replica or f"{socket.gethostname()}:{self.builder_listen}"
+
+    @property
+    def functions_repository(self) -> str:
+        """The repository of all functions' images; empty without a registry."""
+        return f"{self.registry}/functions" if self.registry else ""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether what is built runs on a cluster."""
+        return "environment" not in self.build_backends

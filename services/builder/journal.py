@@ -14,10 +14,12 @@ from mayfly.v1.build_pb2 import BuildStep, WatchBuildResponse
 from mayfly.v1.source_pb2 import Stage
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
+from services.builder.backends.base import NotHere
 from services.builder.failures import BuildFailed
 
 TAIL_LINES = 20
 _LONGEST_LINE = 4096
+_LONGEST_DETAIL = 300
 _NAMES = {Stage.STAGE_CHECK: "check", Stage.STAGE_BUILD: "build"}
 
 
@@ -100,6 +102,10 @@ class Journal:
             proto.failed = True
             proto.detail = error.reason
             raise
+        except NotHere as error:
+            # No failure of the build: the next backend goes on.
+            proto.detail = error.message[:_LONGEST_DETAIL]
+            raise
         except BaseException:
             proto.failed = True
             raise
@@ -125,6 +131,8 @@ class Journal:
                 yield span
             except BuildFailed as error:
                 span.set_status(Status(StatusCode.ERROR, f"{error.reason}: {error.message}"[:300]))
+                raise
+            except NotHere:
                 raise
             except BaseException as error:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))

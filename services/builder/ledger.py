@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from libs.store import Record, Store
-from services.builder.world import ARTEFACT, ENVIRONMENT, TEMPORARY, Thing
+from services.builder.backends.base import ARTEFACT, ENVIRONMENT, IMAGE, WORKSPACE, Thing
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Known:
 
     def why_orphan(self, thing: Thing) -> str:
         """Return why a thing belongs to nothing that lives; "" where it does."""
-        if thing.type == ARTEFACT:
+        if thing.type in (ARTEFACT, IMAGE):
             return "" if (thing.name, thing.uid) in self.builds else "no build has it"
         if thing.type == ENVIRONMENT:
             return "" if (thing.name, thing.uid) in self.environments else "no environment's row"
-        if thing.type == TEMPORARY:
+        if thing.type == WORKSPACE:
             return "" if (thing.uid, thing.token) in self.claims else "nobody does this build"
         doing = any(uid == thing.uid for uid, _ in self.claims)
         return "" if doing else "its build is not under way"

@@ -106,8 +106,8 @@ SELECT watched FROM doing;
 -- name: last_sequence(id)$
 SELECT coalesce(max(first + cardinality(items) - 1), 0) FROM events WHERE build = :id;
 
--- name: finish_build(id, token, state, outcome, retry, retention, first, items)^
--- Ends a build, with its last events. Returns nothing when the claim was lost.
+-- name: finish_build(id, token, state, outcome, retry, retention, first, items, bundle, lock)^
+-- Ends a build, with its last events, and its bundle where it has one. Returns nothing when the claim was lost.
 WITH done AS (
     UPDATE builds b
     SET state = :state, outcome = :outcome, source = NULL, end_time = now(),
@@ -122,8 +122,15 @@ WITH done AS (
     INSERT INTO events (build, first, items)
     SELECT id, :first::bigint, :items::bytea[] FROM done WHERE cardinality(:items::bytea[]) > 0
     ON CONFLICT (build, first) DO NOTHING
+), bundled AS (
+    INSERT INTO bundles (build, bundle, lock)
+    SELECT id, :bundle::bytea, :lock::text FROM done WHERE length(:bundle::bytea) > 0
+    ON CONFLICT (build) DO UPDATE SET bundle = excluded.bundle, lock = excluded.lock
 )
 SELECT * FROM done;
+
+-- name: get_bundle(id)^
+SELECT bundle, lock FROM bundles WHERE build = :id;
 
 -- name: get_build(id)^
 SELECT * FROM builds WHERE id = :id AND NOT ended;
@@ -200,12 +207,12 @@ WITH gone AS (
         WHERE h.build = b.id AND h.expire_time > now()
             AND (h.build, h.function_uid) NOT IN (SELECT build, function_uid FROM gone)
     )
-    RETURNING b.id, b.uid, b.environment
+    RETURNING b.id, b.uid, b.environment, b.outcome
 ), kept AS (
     UPDATE environments SET expire_time = now() + :retention::interval
     WHERE digest IN (SELECT environment FROM free) AND NOT ended
 )
-SELECT g.function_uid, g.build, f.uid, b.uid AS build_uid, b.environment
+SELECT g.function_uid, g.build, f.uid, b.uid AS build_uid, b.environment, f.outcome
 FROM gone g
 JOIN builds b ON b.id = g.build
 LEFT JOIN free f ON f.id = g.build;
@@ -307,7 +314,9 @@ WITH due AS (
     UPDATE environments SET expire_time = now() + :retention::interval
     WHERE digest IN (SELECT environment FROM due) AND NOT ended
 )
-SELECT b.id, b.uid, b.create_time, b.expire_time, b.traceparent, b.environment, d.id IS NOT NULL AS due
+SELECT
+    b.id, b.uid, b.create_time, b.expire_time, b.traceparent, b.environment, b.outcome,
+    d.id IS NOT NULL AS due
 FROM builds b
 JOIN unnest(:ids::text[], :uids::text[]) AS w (id, uid) ON b.id = w.id AND b.uid = w.uid
 LEFT JOIN due d ON d.id = b.id;

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
+from grpc import StatusCode
 from mayfly.v1.reclaimer_pb2 import (
     Deadline,
     ListResourcesRequest,
@@ -25,20 +23,16 @@ from mayfly.v1.reclaimer_pb2 import (
 )
 from mayfly.v1.reclaimer_pb2_grpc import ReclaimerServiceServicer
 
+from libs.rpc.errors import MayflyError, reason_value
 from libs.store import Record, StoreUnavailable
+from services.builder.backends.base import ARTEFACT, ENVIRONMENT, IMAGE, Thing, World
 from services.builder.changes import Changes
-from services.builder.directories import Directories, remove
+from services.builder.choice import Choice
+from services.builder.directories import Directories
+from services.builder.failures import BuildFailed
 from services.builder.ledger import Ledger
 from services.builder.removal import Removal
-from services.builder.view import PREFIX, timestamp
-from services.builder.world import (
-    ARTEFACT,
-    ENVIRONMENT,
-    PROCESS,
-    Thing,
-    look,
-    process,
-)
+from services.builder.view import PREFIX, made_of, timestamp
 
 NAME = "mayfly.v1.ReclaimerService"
 ENVIRONMENTS = "environments/"
@@ -55,10 +49,17 @@ class ReclaimerService(ReclaimerServiceServicer):
     """Tells of deadlines, removes what is due, and shows what there is."""
 
     def __init__(
-        self, ledger: Ledger, removal: Removal, directories: Directories, changes: Changes
+        self,
+        ledger: Ledger,
+        removal: Removal,
+        choice: Choice,
+        directories: Directories,
+        changes: Changes,
     ) -> None:
+        """`directories` tells where an environment's row has it."""
         self._ledger = ledger
         self._removal = removal
+        self._choice = choice
         self._directories = directories
         self._changes = changes
 
@@ -108,9 +109,9 @@ class ReclaimerService(ReclaimerServiceServicer):
     async def ListResources(
         self, request: ListResourcesRequest, context: Any
     ) -> AsyncIterator[ListResourcesResponse]:
-        """Stream what is found on this machine, and holds of functions that are asked for."""
+        """Stream what is found by looking, and holds of functions that are asked for."""
         uids = set(request.uids)
-        world = await asyncio.to_thread(look, self._directories)
+        world = await self._look()
         # The rows after the world: what was there without a row has none to come.
         known = await self._ledger.known()
         resources = [
@@ -135,15 +136,20 @@ class ReclaimerService(ReclaimerServiceServicer):
         if not targets:
             return {}
         rows = await self._ledger.end_builds([(_last(t.name), t.uid) for t in targets])
-        due = [(row["id"], row["uid"]) for row in rows if row["due"]]
-        failed = await self._removal.remove_builds(due)
+        builds = {row["uid"]: made_of(row["id"], row["uid"], row["outcome"]) for row in rows}
+        failed = await self._removal.remove_builds(
+            [builds[row["uid"]] for row in rows if row["due"]]
+        )
         outcomes: dict[tuple[str, str], ReclaimOutcome] = {}
         for row in rows:
-            path = str(self._directories.artefact(row["id"], row["uid"]))
-            resource = Resource(
-                type=ARTEFACT, id=path, owner=f"{PREFIX}{row['id']}", uid=row["uid"]
+            name = f"{PREFIX}{row['id']}"
+            thing = self._choice.thing_of(builds[row["uid"]])
+            resource = (
+                Resource(type=thing.type, id=thing.id, owner=name, uid=row["uid"])
+                if thing
+                else None
             )
-            outcome = outcome_of(f"{PREFIX}{row['id']}", row, resource, failed.get(row["uid"]))
+            outcome = outcome_of(name, row, resource, failed.get(row["uid"]))
             if row["due"] and row["environment"]:
                 outcome.kept.append(
                     Resource(
@@ -159,25 +165,21 @@ class ReclaimerService(ReclaimerServiceServicer):
         if not targets:
             return {}
         rows = await self._ledger.end_environments([(_last(t.name), t.uid) for t in targets])
-        paths = {
-            row["uid"]: self._directories.environment(row["digest"], row["uid"])
-            for row in rows
-            if row["due"]
-        }
-        failed = await asyncio.to_thread(remove, paths.values())
+        failed: dict[str, str] = {}
+        for row in rows:
+            if row["due"] and (why := await self._choice.remove_thing(self._environment(row))):
+                failed[row["uid"]] = why
         gone = [
-            (row["digest"], row["uid"])
-            for row in rows
-            if row["due"] and paths[row["uid"]] not in failed
+            (row["digest"], row["uid"]) for row in rows if row["due"] and row["uid"] not in failed
         ]
         if gone:
             await self._ledger.forget_environments(gone)
         outcomes: dict[tuple[str, str], ReclaimOutcome] = {}
         for row in rows:
             name = f"{ENVIRONMENTS}{row['digest']}"
-            path = self._directories.environment(row["digest"], row["uid"])
-            resource = Resource(type=ENVIRONMENT, id=str(path), owner=name, uid=row["uid"])
-            outcome = outcome_of(name, row, resource, failed.get(path))
+            thing = self._environment(row)
+            resource = Resource(type=ENVIRONMENT, id=thing.id, owner=name, uid=row["uid"])
+            outcome = outcome_of(name, row, resource, failed.get(row["uid"]))
             outcomes[outcome.name, outcome.uid] = outcome
         return outcomes
 
@@ -185,9 +187,7 @@ class ReclaimerService(ReclaimerServiceServicer):
         wanted = list(orphans)
         if not wanted:
             return []
-        things = await asyncio.to_thread(
-            lambda: {(t.type, t.id): t for t in look(self._directories).things}
-        )
+        things = {(thing.type, thing.id): thing for thing in (await self._look()).things}
         known = await self._ledger.known()
         outcomes: list[ReclaimOutcome] = []
         for resource in wanted:
@@ -206,7 +206,7 @@ class ReclaimerService(ReclaimerServiceServicer):
                 outcome.result = ReclaimOutcome.RESULT_NOT_FOUND
             elif not known.why_orphan(thing):
                 outcome.result = ReclaimOutcome.RESULT_RENEWED
-            elif why := await asyncio.to_thread(remove_thing, thing, self._directories):
+            elif why := await self._choice.remove_thing(thing):
                 outcome.result, outcome.error = ReclaimOutcome.RESULT_FAILED, why
             else:
                 outcome.result = ReclaimOutcome.RESULT_RECLAIMED
@@ -214,28 +214,21 @@ class ReclaimerService(ReclaimerServiceServicer):
             outcomes.append(outcome)
         return outcomes
 
+    async def _look(self) -> World:
+        try:
+            return await self._choice.look()
+        except BuildFailed as error:
+            # What was not looked at is not known to be gone.
+            raise MayflyError(
+                reason_value(error.reason),
+                error.message,
+                fix=error.fix,
+                code=StatusCode.UNAVAILABLE,
+            ) from error
 
-def remove_thing(thing: Thing, directories: Directories) -> str:
-    """Remove an orphan; return why it could not be, "" when it is gone. Blocks."""
-    if thing.type != PROCESS:
-        return "; ".join(remove([Path(thing.id)]).values())
-    number, _, _ = thing.id.partition("@")
-    try:
-        descriptor = os.pidfd_open(int(number))
-    except ProcessLookupError:
-        return ""
-    try:
-        # The descriptor is that of one process for good; is it still the one that was meant?
-        same = process(number, directories)
-        if same is not None and same.id == thing.id:
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-    except ProcessLookupError:
-        return ""
-    except PermissionError as error:
-        return str(error)
-    finally:
-        os.close(descriptor)
-    return ""
+    def _environment(self, row: Record) -> Thing:
+        path = self._directories.environment(row["digest"], row["uid"])
+        return Thing(ENVIRONMENT, str(path), row["digest"], row["uid"])
 
 
 def deadline_of(row: Record) -> Deadline:
@@ -249,8 +242,10 @@ def deadline_of(row: Record) -> Deadline:
     )
 
 
-def outcome_of(name: str, row: Record, resource: Resource, failed: str | None) -> ReclaimOutcome:
-    """Return what became of a row's thing, whose file is `resource`."""
+def outcome_of(
+    name: str, row: Record, resource: Resource | None, failed: str | None
+) -> ReclaimOutcome:
+    """Return what became of a row's thing, which is `resource` (None: not ours to remove)."""
     outcome = ReclaimOutcome(
         name=name,
         uid=row["uid"],
@@ -266,17 +261,18 @@ def outcome_of(name: str, row: Record, resource: Resource, failed: str | None) -
         outcome.result, outcome.error = ReclaimOutcome.RESULT_FAILED, failed
     else:
         outcome.result = ReclaimOutcome.RESULT_RECLAIMED
-        outcome.removed.append(resource)
+        if resource is not None:
+            outcome.removed.append(resource)
     return outcome
 
 
 def resource_of(thing: Thing, *, orphan: str) -> Resource:
     """Return a thing as a resource; `orphan` says why it belongs to nothing, "" where it does."""
-    owner = {ARTEFACT: PREFIX, ENVIRONMENT: ENVIRONMENTS}.get(thing.type)
+    owner = {ARTEFACT: PREFIX, IMAGE: PREFIX, ENVIRONMENT: ENVIRONMENTS}.get(thing.type)
     return Resource(
         type=thing.type,
         id=thing.id,
-        owner=f"{owner}{thing.name}" if owner else "",
+        owner=f"{owner}{thing.name}" if owner and thing.name else "",
         uid=thing.uid,
         orphan=bool(orphan),
         detail=orphan or thing.detail,

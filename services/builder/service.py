@@ -33,9 +33,10 @@ from mayfly.v1.source_pb2 import Source
 from libs.rpc.errors import MayflyError, reason_value
 from libs.store import Record
 from libs.telemetry.traceparent import current
-from services.builder.backends.base import Backend, Kind
+from services.builder.backends.base import Kind
 from services.builder.builds import Builds, Wanted
 from services.builder.changes import Changes
+from services.builder.choice import Choice
 from services.builder.config import Settings
 from services.builder.digest import build_id
 from services.builder.failures import BuildFailed
@@ -57,7 +58,7 @@ class BuildService(BuildServiceServicer):
         self,
         builds: Builds,
         worker: Worker,
-        backend: Backend,
+        choice: Choice,
         removal: Removal,
         changes: Changes,
         settings: Settings,
@@ -65,7 +66,7 @@ class BuildService(BuildServiceServicer):
     ) -> None:
         self._builds = builds
         self._worker = worker
-        self._backend = backend
+        self._choice = choice
         self._removal = removal
         self._changes = changes
         self._max_source = settings.max_source_bytes
@@ -77,18 +78,20 @@ class BuildService(BuildServiceServicer):
         kind, source = _content(request.source)
         await self._refuse(runtime, kind, source)
         wanted = await self._wanted(request, runtime, kind, source)
+        source = wanted.source
         token = secrets.token_hex(6)
         row = await self._builds.create(wanted, token, at_once=self._worker.has_room)
         task = None
         if row["claim_token"] == token:
             task = self._worker.start(row, source)
         elif row["state"] == Build.STATE_SUCCEEDED:
-            if await self._backend.present(build_of(row).artefact):
-                return CreateBuildResponse(build=build_of(row))
+            if await self._choice.present(build_of(row).artefact):
+                return CreateBuildResponse(build=await self._whole(build_of(row)))
             again = await self._builds.rebuild(row, source, wanted.traceparent, token)
             task = self._worker.start(again, source) if again else None
         wait = min(request.wait.ToTimedelta().total_seconds(), _LONGEST_WAIT)
-        return CreateBuildResponse(build=await self._settled(wanted.id, task, wait))
+        settled = await self._settled(wanted.id, task, wait)
+        return CreateBuildResponse(build=await self._whole(settled))
 
     async def GetBuild(self, request: GetBuildRequest, context: Any) -> GetBuildResponse:
         """Return one build."""
@@ -138,7 +141,7 @@ class BuildService(BuildServiceServicer):
         self, request: ListRuntimesRequest, context: Any
     ) -> ListRuntimesResponse:
         """List the runtimes, and why one cannot be used."""
-        return ListRuntimesResponse(runtimes=await self._backend.runtimes())
+        return ListRuntimesResponse(runtimes=await self._choice.runtimes())
 
     async def HoldBuild(self, request: HoldBuildRequest, context: Any) -> HoldBuildResponse:
         """Say that a function needs a build until then."""
@@ -180,13 +183,11 @@ class BuildService(BuildServiceServicer):
                 fix="use one of: go, python",
                 field="runtime",
             )
-        if not self._backend.supports(runtime, kind):
+        if not self._choice.supports(runtime, kind):
             raise MayflyError(
                 ErrorReason.ERROR_REASON_SOURCE_UNSUPPORTED,
                 f"this builder cannot build {kind} sources for {runtime}",
-                fix="send a handler or an archive"
-                if kind != "image"
-                else "images run where a cluster is the target; send source code here",
+                fix=self._choice.way_out(runtime, kind),
                 field=f"source.{kind}",
             )
         if not source:
@@ -201,10 +202,12 @@ class BuildService(BuildServiceServicer):
         self, request: CreateBuildRequest, runtime: str, kind: Kind, source: bytes
     ) -> Wanted:
         try:
-            fingerprint = await self._backend.fingerprint(runtime)
+            source = await self._choice.settled(kind, source)
+            fingerprint = await self._choice.fingerprint(runtime, kind)
         except BuildFailed as error:
+            field = f"source.{kind}" if error.reason == "INVALID_SOURCE" else "runtime"
             raise MayflyError(
-                reason_value(error.reason), error.message, fix=error.fix, field="runtime"
+                reason_value(error.reason), error.message, fix=error.fix, field=field
             ) from error
         until: datetime | None = None
         if request.HasField("expire_time"):
@@ -226,6 +229,14 @@ class BuildService(BuildServiceServicer):
             function=request.function,
             until=until,
         )
+
+    async def _whole(self, build: Build) -> Build:
+        """Return a build with its bundle, where it has one: only its creator gets to see it."""
+        artefact = build.artefact
+        if build.state == Build.STATE_SUCCEEDED and not (artefact.directory or artefact.image):
+            bundle, lock = await self._builds.bundle(build.name.removeprefix(PREFIX))
+            artefact.bundle, artefact.lock = bundle, lock
+        return build
 
     async def _settled(
         self, build: str, task: asyncio.Task[Build | None] | None, wait: float

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mayfly.v1.build_pb2 import Build, BuildStep, WatchBuildResponse
 
 from libs.store import Record
+from services.builder.backends.base import Made
 
 PREFIX = "builds/"
 
@@ -27,6 +28,12 @@ def build_of(row: Record, events: Iterable[bytes] = ()) -> Build:
     elif not build.steps:
         build.steps.extend(steps_of(events))
     return build
+
+
+def made_of(build: str, uid: str, outcome: bytes) -> Made:
+    """Return what a build that has ended, or is to end, has made."""
+    ended = Build.FromString(outcome)
+    return Made(build, uid, ended.artefact if ended.HasField("artefact") else None)
 
 
 def steps_of(events: Iterable[bytes]) -> list[BuildStep]:

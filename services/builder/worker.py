@@ -17,9 +17,10 @@ from opentelemetry.trace import Tracer
 
 from libs.store import Record, StoreUnavailable
 from libs.telemetry.traceparent import context_of
-from services.builder.backends.base import Backend, Order
+from services.builder.backends.base import Made, Order
 from services.builder.builds import Builds
 from services.builder.changes import Changes
+from services.builder.choice import Choice
 from services.builder.config import Settings
 from services.builder.directories import Directories, remove
 from services.builder.failures import BuildFailed, ClaimLost, retry_after
@@ -43,7 +44,7 @@ class Worker:
     def __init__(
         self,
         builds: Builds,
-        backend: Backend,
+        choice: Choice,
         directories: Directories,
         changes: Changes,
         settings: Settings,
@@ -51,7 +52,7 @@ class Worker:
         metrics: Metrics,
     ) -> None:
         self._builds = builds
-        self._backend = backend
+        self._choice = choice
         self._directories = directories
         self._changes = changes
         self._settings = settings
@@ -225,7 +226,7 @@ class Worker:
         limit = self._settings.build_timeout
         try:
             async with asyncio.timeout(limit.total_seconds()):
-                return await self._backend.build(order, journal)
+                return await self._choice.build(order, journal)
         except TimeoutError as error:
             raise BuildFailed(
                 "BUILD_TIMEOUT",
@@ -298,8 +299,10 @@ class Worker:
         with suppress(StoreUnavailable):
             known = await self._builds.get(row["id"])
             if known is None or known["uid"] != row["uid"]:
-                directory = self._directories.artefact(row["id"], row["uid"])
-                await asyncio.to_thread(remove, [directory])
+                failed = await self._choice.remove([Made(row["id"], row["uid"], None)])
+                for why in failed.values():
+                    # Nothing refers to it any more: the sweep finds it.
+                    log.warning("artefact_left", build=row["id"], why=why)
 
 
 async def _remove(paths: Sequence[Path]) -> None:

@@ -25,9 +25,9 @@ from mayfly.v1.source_pb2 import Source
 
 from libs.rpc.channel import connect
 from services.builder.app import serve
+from services.builder.backends.local import processes
 from services.builder.config import Settings
 from services.builder.directories import Directories
-from services.builder.world import processes
 from tests.builder.index import Index, serving
 
 HANDLER = "def handler(event, ctx):\n    return 1\n"

@@ -11,6 +11,10 @@ from typing import Literal, Protocol
 from mayfly.v1.build_pb2 import Artefact, Runtime
 from mayfly.v1.source_pb2 import Stage
 
+# Types of things: see `Thing.type`.
+ARTEFACT, ENVIRONMENT, WORKSPACE, PROCESS = "artefact", "environment", "workspace", "process"
+IMAGE, CONTEXT, POD, SECRET = "image", "context", "pod", "secret"
+
 Kind = Literal["handler", "script", "archive", "image"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sysconfig
@@ -12,7 +13,16 @@ from mayfly.v1.build_pb2 import Artefact, Runtime
 from mayfly.v1.source_pb2 import Stage
 
 from services.builder.backends import python_source
-from services.builder.backends.base import Kind, Order, Progress
+from services.builder.backends.base import (
+    ARTEFACT,
+    ENVIRONMENT,
+    Kind,
+    Made,
+    Order,
+    Progress,
+    Thing,
+    World,
+)
 from services.builder.backends.environment import archive, interpreters
 from services.builder.backends.environment.archive import Limits
 from services.builder.backends.environment.check import check
@@ -22,6 +32,7 @@ from services.builder.backends.environment.go import PROGRAM, SOURCE, Go
 from services.builder.backends.environment.interpreters import Interpreters
 from services.builder.backends.environment.threads import in_thread
 from services.builder.backends.python_source import EXAMPLE, KINDS, write
+from services.builder.directories import Directories, names, remove
 from services.builder.failures import BuildFailed
 
 _GO_KINDS: tuple[Kind, ...] = ("handler", "archive")
@@ -31,8 +42,11 @@ PLATFORM = sysconfig.get_platform()
 class EnvironmentBackend:
     """Python with uv, Go with the toolchain of this machine."""
 
+    name = "environment"
+
     def __init__(
         self,
+        directories: Directories,
         found: Interpreters,
         environments: Environments,
         go: Go,
@@ -40,6 +54,7 @@ class EnvironmentBackend:
         fingerprint: str,
     ) -> None:
         """`fingerprint` is what the operator's settings decide of a Python artefact."""
+        self._directories = directories
         self._interpreters = found
         self._environments = environments
         self._go = go
@@ -87,6 +102,38 @@ class EnvironmentBackend:
     async def present(self, artefact: Artefact) -> bool:
         """See `Backend.present`."""
         return _present(artefact)
+
+    async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
+        """See `Backend.remove`. Environments are shared, and have deadlines of their own."""
+        return await asyncio.to_thread(self._remove, builds)
+
+    async def look(self) -> World:
+        """See `Backend.look`."""
+        return await asyncio.to_thread(self._look)
+
+    async def remove_thing(self, thing: Thing) -> str:
+        """See `Backend.remove_thing`."""
+        failed = await asyncio.to_thread(remove, [Path(thing.id)])
+        return "; ".join(failed.values())
+
+    def _remove(self, builds: Sequence[Made]) -> dict[str, str]:
+        failed: dict[str, str] = {}
+        for build in builds:
+            for why in remove([self._directories.artefact(build.id, build.uid)]).values():
+                failed[build.uid] = why
+        return failed
+
+    def _look(self) -> World:
+        things: list[Thing] = []
+        looked_at: list[str] = []
+        for type_, label, directory in (
+            (ARTEFACT, "artefacts", self._directories.artefacts),
+            (ENVIRONMENT, "environments", self._directories.environments),
+        ):
+            found = [_thing(type_, directory, name) for name in names(directory)]
+            things += found
+            looked_at.append(f"{label} ({len(found)})")
+        return World(things, looked_at)
 
     async def _build_python(self, order: Order, progress: Progress) -> Artefact:
         with progress.step(Stage.STAGE_CHECK) as step:
@@ -141,6 +188,11 @@ class EnvironmentBackend:
             entry=PROGRAM,
             size_bytes=size,
         )
+
+
+def _thing(type_: str, parent: Path, name: str) -> Thing:
+    first, _, second = name.partition(".")
+    return Thing(type_, str(parent / name), first, second.partition(".")[0])
 
 
 def _present(artefact: Artefact) -> bool:
