@@ -42,13 +42,21 @@ async def function_clusters(admin: Address) -> list[str]:
     return names(json.loads(await get(admin, _CLUSTERS)))
 
 
+async def discourage(admin: Address) -> None:
+    """End each connection after its next response, which says so. Raises `AdminError`.
+
+    `Connection: close` in HTTP/1.1 (RFC 9112, 9.6), GOAWAY in HTTP/2 (RFC 9113, 6.8).
+    """
+    await _ask(admin, "POST", "/healthcheck/fail")
+
+
 async def drain(admin: Address, seconds: float) -> int:
     """Take no new connections, close the others after their requests; wait for those, bounded.
 
     Returns how many requests are still open after `seconds`. Raises `AdminError`.
     """
-    for path in ("/healthcheck/fail", "/drain_listeners"):
-        await _ask(admin, "POST", path)
+    await discourage(admin)
+    await _ask(admin, "POST", "/drain_listeners")
     deadline = asyncio.get_running_loop().time() + seconds
     while (left := open_requests(await get(admin, _REQUESTS))) > 0:
         if asyncio.get_running_loop().time() > deadline:

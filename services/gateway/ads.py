@@ -38,9 +38,16 @@ WORKERS_SECONDS = 0.02
 class DiscoveryService:
     """Serves a cache to Envoys; calls `acked` with what an Envoy, its workers too, has taken."""
 
-    def __init__(self, cache: ClusterCache, acked: Callable[[Epoch], None]) -> None:
+    def __init__(
+        self,
+        cache: ClusterCache,
+        acked: Callable[[Epoch], None],
+        connected: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """`connected` is called with whether an Envoy is, when that changes."""
         self._cache = cache
         self._acked = acked
+        self._on_connected = connected
         self._streams = 0
         self.connected = asyncio.Event()
 
@@ -52,6 +59,7 @@ class DiscoveryService:
         reading = asyncio.create_task(stream.read(request_iterator))
         self._streams += 1
         self.connected.set()
+        self._on_connected(True)
         try:
             async for response in stream.responses(reading):
                 yield response
@@ -61,6 +69,7 @@ class DiscoveryService:
             self._streams -= 1
             if not self._streams:
                 self.connected.clear()
+                self._on_connected(False)
 
 
 class _Stream:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import metadata, resources
+from pathlib import Path
 
 import grpc
 import structlog
@@ -32,14 +34,16 @@ from services.gateway.envoy_config import (
     Inputs,
 )
 from services.gateway.figures import register
+from services.gateway.health import HealthServer, Readiness
 from services.gateway.hold import Hold
 from services.gateway.live_routes import LiveRoutes
 from services.gateway.lrs import LoadReportingService
 from services.gateway.openapi import document
 from services.gateway.protos import add_discovery, add_load_reporting
-from services.gateway.snapshot import ClusterCache
+from services.gateway.snapshot import ClusterCache, Epoch
 from services.gateway.supervisor import Envoy, claim_port, find_envoy
 from services.gateway.sync import Sync
+from services.gateway.tls import secret
 from services.gateway.transcode import response_bodies, script
 from services.gateway.wire import Http1, Http2
 
@@ -74,7 +78,9 @@ async def serve(
         resources.files("mayfly.v1").joinpath("descriptors.pb").read_bytes()
     )
     (settings.directory / "descriptors.pb").write_bytes(transcodable(contracts).SerializeToString())
-    public_url = settings.public_url or f"http://localhost:{listen.port}"
+    tls_secret = _write_secret(settings)
+    scheme = "https" if tls_secret else "http"
+    public_url = settings.public_url or f"{scheme}://localhost:{listen.port}"
     async with AsyncExitStack() as stack:
         endpoints = [settings.deployer_address, settings.otlp_endpoint]
         telemetry = setup(
@@ -85,6 +91,12 @@ async def serve(
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
         registry = metrics.registry()
         stack.callback(_serve_metrics(settings.gateway_metrics_listen, registry))
+
+        readiness = Readiness()
+        health = HealthServer(readiness)
+        if settings.gateway_health_listen:
+            stack.push_async_callback(health.stop)
+            await health.start(settings.gateway_health_listen)
 
         cache = ClusterCache()
         names = Names()
@@ -109,7 +121,12 @@ async def serve(
         janitor = await stack.enter_async_context(_channel(settings.janitor_address))
         sync = Sync(deployer, settings.gateway_name, routes, inventory)
 
-        discovery = DiscoveryService(cache, sync.acked)
+        def acked(epoch: Epoch) -> None:
+            sync.acked(epoch)
+            if routes.synced.is_set():
+                readiness.routed()
+
+        discovery = DiscoveryService(cache, acked, readiness.envoy)
         await stack.enter_async_context(
             _control(settings, discovery, LoadReportingService(routes.activity.envoy_reported))
         )
@@ -135,13 +152,15 @@ async def serve(
             {
                 "/": pages.index(public_url, metadata.version("mayfly")),
                 "/openapi.json": pages.openapi(openapi),
-                "/healthz": pages.healthz(lambda: _parts(backends.serving())),
+                "/healthz": pages.healthz(
+                    lambda: {"gateway": readiness.ready, **_parts(backends.serving())}
+                ),
             }
         )
         stack.push_async_callback(served.stop)
         await served.start(settings.socket("pages"))
 
-        config = bootstrap(_inputs(settings, listen, contracts))
+        config = bootstrap(_inputs(settings, listen, contracts, tls_secret))
         envoy = Envoy(binary, settings.directory, config, settings.envoy_concurrency)
         stack.push_async_callback(envoy.stop)
         await envoy.start(lambda: discovery.connected.is_set() and accepts(listen))
@@ -153,23 +172,37 @@ async def serve(
                 "clusters": ("Functions that Envoy reaches by itself.", lambda: len(cache.names())),
                 "held_requests": ("Requests that pass the control process now.", hold.open),
                 "envoy_starts": ("How often Envoy was started.", lambda: envoy.starts),
+                "ready": ("Whether requests are to be sent here.", lambda: readiness.ready),
                 "synced": ("Whether the deployer is connected.", routes.synced.is_set),
             },
         )
         async with asyncio.TaskGroup() as group:
-            loops = (sync.run(), backends.run(), names.run())
+            backends_watched = group.create_task(backends.run())
+            loops = (sync.run(), names.run(), health.run())
             running = [group.create_task(loop) for loop in loops]
             log.info("gateway_ready", url=public_url, listen=str(listen))
             if ready is not None:
                 ready(public_url)
             await stop.wait()
-            await _drain(admin_address, settings.drain_timeout.total_seconds())
+            readiness.stopping()
+            await health.publish()
+            backends_watched.cancel()  # has no say any more
+            await public.health.set_all(False)
+            await _drain(
+                admin_address,
+                settings.shutdown_delay.total_seconds(),
+                settings.drain_timeout.total_seconds(),
+            )
             for task in running:
                 task.cancel()
 
 
-async def _drain(envoy: Address, seconds: float) -> None:
+async def _drain(envoy: Address, delay: float, seconds: float) -> None:
+    """Let load balancers notice for `delay` seconds; then let requests end, within `seconds`."""
     try:
+        if delay:
+            await admin.discourage(envoy)
+            await asyncio.sleep(delay)
         left = await admin.drain(envoy, seconds)
     except admin.AdminError as error:
         log.warning("gateway_not_drained", detail=str(error))  # an Envoy that died has no requests
@@ -190,7 +223,19 @@ def accepts(address: Address) -> bool:
         return probe.connect_ex((host, address.port)) == 0
 
 
-def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -> Inputs:
+def _write_secret(settings: Settings) -> str:
+    """Write the file that Envoy finds the certificate by; empty where there is no certificate."""
+    if not settings.tls_certificate:
+        return ""
+    path = settings.directory / "tls.json"
+    made = secret(Path(settings.tls_certificate).absolute(), Path(settings.tls_key).absolute())
+    path.write_text(json.dumps(made))
+    return str(path)
+
+
+def _inputs(
+    settings: Settings, listen: Address, contracts: FileDescriptorSet, tls_secret: str
+) -> Inputs:
     public_methods = list(methods(contracts, PUBLIC_SERVICES))
     return Inputs(
         node=settings.gateway_name,
@@ -211,6 +256,8 @@ def _inputs(settings: Settings, listen: Address, contracts: FileDescriptorSet) -
         domains=settings.domains,
         allowed_origins=settings.allowed_origins,
         api_body_bytes=settings.api_body_bytes,
+        tls_secret=tls_secret,
+        trusted_proxies=settings.trusted_proxies,
     )
 
 

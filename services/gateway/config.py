@@ -7,11 +7,12 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.rpc.durations import Duration
 from services.gateway.addresses import MAX_SOCKET_PATH, Address, parse
+from services.gateway.tls import check_certificate, check_key
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _LONGEST_SOCKET = "gateway/public.sock"
@@ -45,7 +46,25 @@ class Settings(BaseSettings):
     public_url: str = Field(
         default="",
         description="The URL that people reach this gateway at, for the index and the OpenAPI "
-        "document. Empty: http://localhost and the port of `listen`.",
+        "document. Empty: http://localhost (https with a certificate) and the port of `listen`.",
+    )
+    tls_certificate: str = Field(
+        default="",
+        description="A file with the public port's certificate and its chain, PEM; read again when "
+        "it is replaced. With it the port speaks TLS alone. Empty: no TLS.",
+    )
+    tls_key: str = Field(
+        default="",
+        validate_default=True,
+        description="A file with the certificate's private key, PEM, without a password.",
+    )
+    trusted_proxies: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="How many proxies stand before the gateway: so many entries at the end of "
+        "X-Forwarded-For are believed, and what they say in X-Forwarded-Proto and -Host. 0: none; "
+        "the latter two are replaced.",
     )
     domain: str = Field(
         default="localhost",
@@ -93,11 +112,22 @@ class Settings(BaseSettings):
         description="How long open requests have to end when the gateway is told to stop. What is "
         "open longer (streams, mostly) is cut.",
     )
+    shutdown_delay: Duration = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="Seconds that the gateway goes on to take connections when it is told to stop, "
+        "while it says that it is not ready: as long as load balancers need to notice.",
+    )
     otlp_endpoint: str = Field(
         default="", description="An OTLP/gRPC collector of one's own, host:port. Empty: none."
     )
     gateway_metrics_listen: str = Field(
         default="", description="Where Prometheus metrics are served, host:port. Empty: nowhere."
+    )
+    gateway_health_listen: str = Field(
+        default="",
+        description="Where grpc.health.v1 is served for probes, host:port: services `liveness`, "
+        "and `readiness` or none. Empty: nowhere.",
     )
     log_level: str = Field(default="INFO", description="The lowest level that is logged.")
 
@@ -106,6 +136,32 @@ class Settings(BaseSettings):
     def _is_host_and_port(cls, value: str) -> str:
         if parse(value).path:
             raise ValueError("must be host:port")
+        return value
+
+    @field_validator("gateway_health_listen")
+    @classmethod
+    def _is_empty_or_host_and_port(cls, value: str) -> str:
+        if value and parse(value).path:
+            raise ValueError("must be host:port")
+        return value
+
+    @field_validator("tls_certificate")
+    @classmethod
+    def _is_a_certificate(cls, value: str) -> str:
+        if value:
+            check_certificate(Path(value))
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _is_the_certificates_key(cls, value: str, info: ValidationInfo) -> str:
+        certificate = info.data.get("tls_certificate")
+        if certificate is None:  # wrong itself, which is said already
+            return value
+        if bool(value) != bool(certificate):
+            raise ValueError("is needed with MAYFLY_TLS_CERTIFICATE, and only with it")
+        if value:
+            check_key(Path(value), Path(certificate))
         return value
 
     @field_validator("deployer_address", "builder_address", "janitor_address")

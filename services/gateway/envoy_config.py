@@ -68,6 +68,9 @@ class Inputs:
     domains: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     api_body_bytes: int = 60 * 1024 * 1024
+    # The file with the certificate's secret (see `tls`); empty: no TLS.
+    tls_secret: str = ""
+    trusted_proxies: int = 0
 
 
 def listener(name: str, address: Address, connection_manager: Config) -> Config:

@@ -26,6 +26,7 @@ from services.gateway.envoy_config import (
     unbounded,
 )
 from services.gateway.local_reply import function_replies
+from services.gateway.tls import transport_socket
 
 _TIME_LIMIT = "envoy.filters.http.header_mutation"
 # Says what x-forwarded-for says.
@@ -41,6 +42,7 @@ def public_listener(inputs: Inputs) -> Config:
         "server_name": "mayfly",
         "server_header_transformation": "APPEND_IF_ABSENT",
         "use_remote_address": True,
+        "xff_num_trusted_hops": inputs.trusted_proxies,
         "request_headers_timeout": "10s",
         "request_timeout": "0s",  # would cut long uploads and WebSockets
         "stream_idle_timeout": "0s",  # an open stream ends with its function alone
@@ -61,7 +63,7 @@ def public_listener(inputs: Inputs) -> Config:
             "initial_connection_window_size": 4 * 1024 * 1024,
             "allow_connect": True,  # WebSocket over HTTP/2, RFC 8441
         },
-        "early_header_mutation_extensions": [_strip_trusted_headers()],
+        "early_header_mutation_extensions": [_strip_trusted_headers(inputs)],
         "local_reply_config": function_replies(),
         "route_config": {
             "name": "public",
@@ -73,7 +75,10 @@ def public_listener(inputs: Inputs) -> Config:
             router(),
         ],
     }
-    return listener("public", inputs.listen, manager | same_path() | request_ids())
+    made = listener("public", inputs.listen, manager | same_path() | request_ids())
+    if inputs.tls_secret:
+        made["filter_chains"][0]["transport_socket"] = transport_socket(inputs.tls_secret)
+    return made
 
 
 def time_limit() -> Config:
@@ -90,7 +95,7 @@ def time_limit() -> Config:
     }
 
 
-def _strip_trusted_headers() -> Config:
+def _strip_trusted_headers(inputs: Inputs) -> Config:
     """Remove a client's own copies of the headers that the platform sets and believes."""
     prefixes = ("x-mayfly-", "x-envoy-")
     return {
@@ -101,7 +106,7 @@ def _strip_trusted_headers() -> Config:
             "mutations": [
                 {"remove": ORIGINAL_PATH},
                 {"remove": "x-forwarded-prefix"},
-                {"remove": "x-forwarded-host"},
+                *([] if inputs.trusted_proxies else [{"remove": "x-forwarded-host"}]),
                 *({"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes),
             ],
         },

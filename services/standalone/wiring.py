@@ -52,7 +52,8 @@ def wire(settings: StandaloneSettings, database_url: str) -> Wiring:
     # Port 0 (tests) has no URL before it is bound; functions' URLs then have the path alone.
     host, port = host_and_port(settings.listen)
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
-    public_url = settings.public_url or f"http://{shown}:{port}"
+    scheme = "https" if os.environ.get(f"{PREFIX}TLS_CERTIFICATE") else "http"
+    public_url = settings.public_url or f"{scheme}://{shown}:{port}"
     common = {
         **addresses,
         "data_dir": settings.data_dir,
