@@ -23,9 +23,8 @@ class Settings(BaseSettings):
 
     database_dir: Path = Field(description="Directory of its files, its own.")
     database_listen: str = Field(description="host:port; 0.0.0.0 is every interface.")
-    database_password: str = Field(
-        min_length=1, description="What its account, the user that runs it, is asked for."
-    )
+    database_user: str = Field(default="mayfly", description="Its one account.")
+    database_password: str = Field(min_length=1, description="What the account is asked for.")
 
     @field_validator("database_listen")
     @classmethod
@@ -37,7 +36,7 @@ class Settings(BaseSettings):
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop` is set. Raises `StartError`."""
     host, port = host_and_port(settings.database_listen)
-    listen = Listen(host, port, settings.database_password)
+    listen = Listen(host, port, settings.database_user, settings.database_password)
     postgres = EmbeddedPostgres(settings.database_dir, listen)
     try:
         await postgres.start()

@@ -48,10 +48,11 @@ class Account:
 
 @dataclass(frozen=True)
 class Listen:
-    """Where PostgreSQL listens by TCP, and the password that is asked for there."""
+    """Where PostgreSQL listens by TCP, and who may connect there."""
 
     host: str
     port: int
+    user: str
     password: str
 
 
@@ -67,15 +68,11 @@ class EmbeddedPostgres:
         self._data = directory / "data"
         self._socket = directory / "socket"
         self._account = _account()
+        self._user = listen.user if listen else self._account.name
         self._binaries = installed_binaries()
         self._child: Child | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._stopping = False
-
-    @property
-    def user(self) -> str:
-        """The name of its only account."""
-        return self._account.name
 
     @property
     def dsn(self) -> str:
@@ -107,7 +104,7 @@ class EmbeddedPostgres:
 
     def _dsn(self, database: str) -> str:
         port = f"&port={self._listen.port}" if self._listen else ""
-        return f"postgresql://{self._account.name}@/{database}?host={self._socket}{port}"
+        return f"postgresql://{self._user}@/{database}?host={self._socket}{port}"
 
     def _write_settings(self) -> None:
         settings = _SETTINGS | {"unix_socket_directories": str(self._socket)}
@@ -139,7 +136,7 @@ class EmbeddedPostgres:
         for entry in self._data.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         command = [str(self._binaries / "initdb"), "-D", str(self._data), "-A", "trust"]
-        command += ["-U", self._account.name, "-E", "UTF8", "--locale=C", "--no-sync"]
+        command += ["-U", self._user, "-E", "UTF8", "--locale=C", "--no-sync"]
         as_root = os.geteuid() == 0
         if self._listen:
             secret = self._socket / "password"
