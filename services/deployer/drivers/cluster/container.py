@@ -38,7 +38,12 @@ def resources(workload: Workload) -> dict[str, Any]:
     """As on one machine, memory is bounded, not set aside: most functions wait most of the time."""
     memory = workload.limits.memory_bytes
     return {
-        "requests": {"cpu": _CPU_REQUEST, "memory": str(math.ceil(memory / _MEMORY_SHARE))},
+        "requests": {
+            "cpu": _CPU_REQUEST,
+            "memory": str(math.ceil(memory / _MEMORY_SHARE)),
+            # Said, or it would be the limit; and there are nodes that do not know what they have.
+            "ephemeral-storage": "0",
+        },
         "limits": {"memory": str(memory), "ephemeral-storage": _EPHEMERAL},
     }
 
