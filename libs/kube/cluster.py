@@ -148,6 +148,17 @@ class Cluster:
 
         await self._patiently(call, (Unavailable, Conflict))
 
+    async def patch(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
+        """Merge `changes` into the object (RFC 7386). Raises NotFound."""
+        path = kind.path(namespace, name)
+        query = {"fieldManager": FIELD_MANAGER}
+
+        async def call() -> Manifest:
+            content_type = "application/merge-patch+json"
+            return await self._transport.json("PATCH", path, query, changes, content_type)
+
+        return await self._patiently(call, (Unavailable, Conflict))
+
     async def logs(
         self,
         namespace: str,

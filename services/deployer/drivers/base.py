@@ -305,3 +305,14 @@ class Driver(Protocol):
         ...
 
     async def remove_resource(self, resource: Resource) -> None: ...
+
+
+class Scales(Driver, Protocol):
+    """A driver that is told how many instances a function has; see services/deployer/scaler.py."""
+
+    async def scale(self, uid: str, instances: int, keep: Sequence[str]) -> None:
+        """Have so many instances, at least one. keep: addresses of those that stay.
+
+        Where some are to end, the gateways have taken that only those of `keep` are reached.
+        """
+        ...

@@ -15,27 +15,23 @@ from typing import Any
 import runtimes.python
 from libs.kube.kinds import Manifest
 from services.deployer.drivers.base import DeployFailed, Workload
+from services.deployer.drivers.cluster import container as shared
+from services.deployer.drivers.cluster import names
 from services.deployer.drivers.deployment import start
 from services.deployer.drivers.deployment.shape import (
     ENVIRONMENT_DIR,
     FILES_DIR,
     FUNCTION_DIR,
-    PROBE_HEADER,
+    INSTALLER,
     Setup,
-    labels,
-    limits,
-    pod_settings,
-    revision_name,
-    security,
-    service_name,
 )
 
-CONTAINER = "function"
-INSTALLER = "requirements"
 MAX_CONFIG_BYTES = 1_000_000
 """Kubernetes takes 1 MiB of data in a ConfigMap, names of keys and all."""
 _MOUNTED_BYTES = 512 * 1024
 _LONGEST_GRACE = 300.0
+_IMAGE_GRACE = 5.0
+_ROOM = "4Gi"
 _START_MARGIN_SECONDS = 5
 _BUNDLE = "bundle.tar.gz"
 _LOCK = "requirements.txt"
@@ -59,12 +55,12 @@ def manifests(workload: Workload, setup: Setup, replicas: int) -> list[Manifest]
     Raises DeployFailed where they are larger than Kubernetes takes.
     """
     files = None if workload.image else files_of(workload)
-    objects = [deployment(workload, setup, files, replicas), service(workload, setup)]
-    if workload.env:
-        objects.insert(0, secret(workload, setup))
-    if files is not None:
-        objects.insert(0, config_map(workload, setup, files))
-    return objects
+    return [
+        *([] if files is None else [config_map(workload, setup, files)]),
+        *shared.env_secret(workload, setup.cluster),
+        service(workload, setup),
+        deployment(workload, setup, files, replicas),
+    ]
 
 
 def files_of(workload: Workload) -> Files:
@@ -110,37 +106,24 @@ def config_map(workload: Workload, setup: Setup, files: Files) -> Manifest:
     }
 
 
-def secret(workload: Workload, setup: Setup) -> Manifest:
-    """Return the environment variables of a revision."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "Opaque",
-        "metadata": _metadata(workload, setup),
-        "data": {
-            name: base64.b64encode(value.encode()).decode() for name, value in workload.env.items()
-        },
-    }
-
-
 def service(workload: Workload, setup: Setup) -> Manifest:
     """Return the name under which people reach a function inside the cluster; gateways do not."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": service_name(workload.uid),
-            "namespace": setup.namespace,
+            "name": names.function_name(workload.uid),
+            "namespace": setup.cluster.namespace,
             # Of no revision: it is the same for all of them.
             "labels": {
                 key: value
-                for key, value in labels(workload, setup).items()
-                if key != "mayfly.dev/revision"
+                for key, value in names.labels(workload, setup.cluster).items()
+                if key != names.REVISION
             },
         },
         "spec": {
             "clusterIP": "None",
-            "selector": {"mayfly.dev/uid": workload.uid},
+            "selector": {names.UID: workload.uid},
             "ports": [{"name": "http", "port": workload.port, "protocol": "TCP"}],
         },
     }
@@ -148,7 +131,7 @@ def service(workload: Workload, setup: Setup) -> Manifest:
 
 def deployment(workload: Workload, setup: Setup, files: Files | None, replicas: int) -> Manifest:
     """Return what runs a revision."""
-    own = labels(workload, setup)
+    own = names.labels(workload, setup.cluster)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -161,11 +144,7 @@ def deployment(workload: Workload, setup: Setup, files: Files | None, replicas: 
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
-            "selector": {
-                "matchLabels": {
-                    key: own[key] for key in ("mayfly.dev/uid", "mayfly.dev/revision")
-                }
-            },
+            "selector": {"matchLabels": {key: own[key] for key in (names.UID, names.REVISION)}},
             "template": {
                 "metadata": {"labels": own},
                 "spec": _pod(workload, setup, files),
@@ -176,9 +155,9 @@ def deployment(workload: Workload, setup: Setup, files: Files | None, replicas: 
 
 def _metadata(workload: Workload, setup: Setup) -> dict[str, Any]:
     return {
-        "name": revision_name(workload.uid, workload.revision),
-        "namespace": setup.namespace,
-        "labels": labels(workload, setup),
+        "name": names.revision_name(workload.uid, workload.revision),
+        "namespace": setup.cluster.namespace,
+        "labels": names.labels(workload, setup.cluster),
     }
 
 
@@ -188,88 +167,70 @@ def grace_of(workload: Workload) -> float:
 
 
 def _pod(workload: Workload, setup: Setup, files: Files | None) -> dict[str, Any]:
+    pod = shared.pod_fields(workload, setup.cluster)
     container: dict[str, Any] = {
-        "name": CONTAINER,
+        "name": shared.CONTAINER,
         "image": workload.image or setup.python_image,
         "imagePullPolicy": "IfNotPresent",
         "ports": [{"name": "http", "containerPort": workload.port, "protocol": "TCP"}],
         "env": _variables(workload, files),
-        "resources": limits(workload),
-        "securityContext": security(),
+        "envFrom": shared.env_from(workload),
+        "resources": shared.resources(workload),
+        "securityContext": shared.security_context(),
         "startupProbe": {
-            **_probe(workload, "/readyz", workload.health),
+            **shared.probe(workload, workload.port),
             "periodSeconds": 1,
             "timeoutSeconds": 2,
             "failureThreshold": math.ceil(workload.start_timeout) + _START_MARGIN_SECONDS,
         },
         "livenessProbe": {
-            **_probe(workload, "/healthz", None),
+            **_liveness(workload),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 3,
         },
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [shared.SCRATCH_MOUNT],
     }
-    if workload.env:
-        name = revision_name(workload.uid, workload.revision)
-        container["envFrom"] = [{"secretRef": {"name": name}}]
-    pod = {
-        **pod_settings(setup),
-        "terminationGracePeriodSeconds": math.ceil(grace_of(workload)),
-        "containers": [container],
-        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": workload.limits.memory_bytes}}],
-    }
+    pod["terminationGracePeriodSeconds"] = math.ceil(grace_of(workload))
+    pod["containers"] = [container]
     if files is None:
         # What an image does with SIGTERM is its own affair: it comes when nobody new is sent.
-        seconds = math.ceil(min(workload.timeout, 5.0))
+        seconds = math.ceil(min(workload.timeout, _IMAGE_GRACE))
         container["lifecycle"] = {"preStop": {"sleep": {"seconds": seconds}}}
         return pod
-    container["command"] = _command(workload)
+    container["command"] = _command(workload, files)
     container["workingDir"] = FUNCTION_DIR
     _mount_files(pod, container, workload, setup, files)
     return pod
 
 
-def _command(workload: Workload) -> list[str]:
+def _command(workload: Workload, files: Files) -> list[str]:
     runs = ["python", "-I", "-S", f"{FILES_DIR}/start.py"]
     if workload.kind == "script":
         times = [f"{workload.start_timeout:g}", f"{grace_of(workload):g}"]
         return [*runs, "script", str(workload.port), *times, workload.entry]
     serves = ["python", f"{FILES_DIR}/runtime/container.py"]
-    return serves if _plain_files(workload.bundle) is not None else [*runs, "exec", *serves]
+    return serves if files.own else [*runs, "exec", *serves]
 
 
 def _variables(workload: Workload, files: Files | None) -> list[dict[str, str]]:
     """What a function is told; it wins over variables of the same name in the Secret."""
-    variables = {
-        "PORT": str(workload.port),
-        "MAYFLY_FUNCTION": workload.function_id,
-        "MAYFLY_URL": workload.url,
-        "HOME": "/tmp",
-    }
-    if workload.kind == "handler":
-        variables |= {
-            "MAYFLY_HANDLER": f"{FUNCTION_DIR}/{workload.entry}",
-            "MAYFLY_TIMEOUT": f"{workload.timeout:g}",
-            "MAYFLY_CONCURRENCY": str(workload.concurrency),
-            "MAYFLY_MAX_BODY": str(min(workload.limits.memory_bytes // 4, 100 << 20)),
-        }
-    if files is not None:
-        variables["PYTHONUNBUFFERED"] = "1"
-        if _BUNDLE in files.contents:
-            variables["MAYFLY_BUNDLE"] = f"{FILES_DIR}/{_BUNDLE}"
-        if _LOCK in files.contents:
-            name = "MAYFLY_SITE" if workload.kind == "handler" else "PYTHONPATH"
-            variables[name] = ENVIRONMENT_DIR
-    return [{"name": name, "value": value} for name, value in variables.items()]
+    variables = {"PORT": str(workload.port)}
+    if workload.kind == "handler" and files is not None:
+        variables["MAYFLY_HANDLER"] = f"{FUNCTION_DIR}/{workload.entry}"
+    if files is not None and _BUNDLE in files.contents:
+        variables["MAYFLY_BUNDLE"] = f"{FILES_DIR}/{_BUNDLE}"
+    if files is not None and _LOCK in files.contents:
+        name = "MAYFLY_SITE" if workload.kind == "handler" else "PYTHONPATH"
+        variables[name] = ENVIRONMENT_DIR
+    own = [{"name": name, "value": value} for name, value in variables.items()]
+    return own + shared.env_list(workload)
 
 
-def _probe(workload: Workload, path: str, health: str | None) -> dict[str, Any]:
-    if workload.kind in ("handler", "go_handler"):
-        headers = [{"name": PROBE_HEADER, "value": "kubelet"}]
-        return {"httpGet": {"path": path, "port": workload.port, "httpHeaders": headers}}
-    if health:
-        return {"httpGet": {"path": health, "port": workload.port}}
+def _liveness(workload: Workload) -> dict[str, Any]:
+    """A script that is busy with its health path is not dead; one whose port is closed is."""
+    if shared.is_handler(workload):
+        return shared.probe(workload, workload.port, "/healthz")
     return {"tcpSocket": {"port": workload.port}}
 
 
@@ -280,7 +241,7 @@ def _mount_files(
     setup: Setup,
     files: Files,
 ) -> None:
-    name = revision_name(workload.uid, workload.revision)
+    name = names.revision_name(workload.uid, workload.revision)
     volumes, mounts = pod["volumes"], container["volumeMounts"]
     volumes.append(_files_volume("files", name, files.platform))
     mounts.append({"name": "files", "mountPath": FILES_DIR, "readOnly": True})
@@ -293,6 +254,7 @@ def _mount_files(
         return
     volumes.append({"name": "environment", "emptyDir": {}})
     mounts.append({"name": "environment", "mountPath": ENVIRONMENT_DIR, "readOnly": True})
+    container["resources"] = _with_room(container["resources"])
     pod["initContainers"] = [_installer(workload, setup)]
 
 
@@ -317,10 +279,10 @@ def _installer(workload: Workload, setup: Setup) -> dict[str, Any]:
             {"name": "TMPDIR", "value": ENVIRONMENT_DIR},
             {"name": "HOME", "value": "/tmp"},
         ],
-        "resources": limits(workload),
-        "securityContext": security(),
+        "resources": _with_room(shared.resources(workload)),
+        "securityContext": shared.security_context(),
         "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},
+            shared.SCRATCH_MOUNT,
             {"name": "files", "mountPath": FILES_DIR, "readOnly": True},
             {"name": "environment", "mountPath": ENVIRONMENT_DIR},
         ],
@@ -328,6 +290,11 @@ def _installer(workload: Workload, setup: Setup) -> dict[str, Any]:
     if setup.index_secret:
         installer["envFrom"] = [{"secretRef": {"name": setup.index_secret}}]
     return installer
+
+
+def _with_room(resources: dict[str, Any]) -> dict[str, Any]:
+    """Installed requirements are on the node's disk, and count."""
+    return {**resources, "limits": {**resources["limits"], "ephemeral-storage": _ROOM}}
 
 
 def _plain_files(bundle: bytes) -> dict[str, bytes] | None:
