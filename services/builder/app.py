@@ -11,8 +11,8 @@ from mayfly.v1 import build_pb2_grpc, reclaimer_pb2_grpc
 
 from libs.rpc.process import StartError
 from libs.rpc.server import AddressInUse, Health, Server
-from libs.store import Store, StoreUnavailable
-from libs.store.migrate import upgrade
+from libs.store import StoreUnavailable
+from libs.store.start import Schema, start_store
 from libs.telemetry import metrics as prometheus
 from libs.telemetry import setup
 from services.builder.backends.environment.backend import PLATFORM
@@ -50,7 +50,9 @@ async def serve(
         collectors = [c for c in (settings.deployer_address, settings.otlp_endpoint) if c]
         telemetry = setup("builder", collectors, log_level=settings.log_level)
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
-        store = await _open_store(settings, stack)
+        schema = Schema(SCHEMA, QUERIES, MIGRATIONS)
+        store = await start_store(settings.database_url, schema, settings.database_wait)
+        stack.push_async_callback(store.close)
         directories = _prepare(settings)
         metrics = Metrics(prometheus.registry())
         _serve_metrics(settings, metrics, stack)
@@ -95,16 +97,6 @@ async def serve(
             await stop.wait()
             for loop in loops:
                 loop.cancel()
-
-
-async def _open_store(settings: Settings, stack: AsyncExitStack) -> Store:
-    try:
-        store = await Store.open(settings.database_url, SCHEMA, QUERIES, max_size=8)
-        stack.push_async_callback(store.close)
-        await asyncio.to_thread(upgrade, settings.database_url, SCHEMA, MIGRATIONS)
-    except StoreUnavailable as error:
-        raise StartError(f"MAYFLY_DATABASE_URL: PostgreSQL does not answer: {error}") from error
-    return store
 
 
 def _prepare(settings: Settings) -> Directories:

@@ -153,7 +153,7 @@ class Choice:
         failed = await self.local.remove([build.uid for build in builds])
         # One after the other: where two keep the same repository, the second finds it done.
         for backend in self.backends:
-            wanted = [build for build in builds if self._may_have_made(backend, build)]
+            wanted = [build for build in builds if self._keeps(backend, build)]
             if wanted:
                 failed |= await _removed(backend, wanted)
         return failed
@@ -194,12 +194,14 @@ class Choice:
     def _named(self, names: Sequence[str]) -> list[Backend]:
         return [backend for backend in self.backends if backend.name in names]
 
-    def _may_have_made(self, backend: Backend, build: Made) -> bool:
+    def _keeps(self, backend: Backend, build: Made) -> bool:
+        """Whether a backend removes what a build made or left."""
         if build.artefact is None:
-            return True  # it ended before, or fell between: whoever began it may have left things
+            return True  # it ended early: whoever began it may have left things
         if build.artefact.image:
+            # What built it left nothing else, or the sweep finds it.
             ours = self.images is None or self.images.is_ours(build.artefact.image)
-            return ours and backend.name in _IMAGES
+            return ours and backend in self._named(_IMAGES)[:1]
         return backend.name not in _IMAGES
 
     def _way_on(self) -> str:

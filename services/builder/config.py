@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from libs.rpc.addresses import host_and_port
@@ -39,6 +39,11 @@ class Settings(BaseSettings):
     database_url: str = Field(
         description="PostgreSQL, as postgresql://user@host/database. The builder uses the schema "
         "`builder` in it."
+    )
+    database_wait: Duration = Field(
+        default=timedelta(seconds=10),
+        ge=timedelta(0),
+        description="Seconds that a PostgreSQL that does not answer is awaited at the start.",
     )
     data_dir: Path = Field(
         default=Path("/var/lib/mayfly"),
@@ -212,6 +217,29 @@ class Settings(BaseSettings):
         description="Whether the bucket is in the path of addresses, as most storages besides AWS "
         "want it, or in the host's name.",
     )
+    aws_access_key_id: str = Field(
+        default="",
+        validation_alias="AWS_ACCESS_KEY_ID",
+        description="Key of the bucket (AWS_ACCESS_KEY_ID). Empty: as AWS' own tools find it.",
+    )
+    aws_secret_access_key: SecretStr = Field(
+        default=SecretStr(""),
+        validation_alias="AWS_SECRET_ACCESS_KEY",
+        description="Its secret (AWS_SECRET_ACCESS_KEY).",
+    )
+    build_pod_s3_access_key_id: str = Field(
+        default="",
+        description="Key of the bucket for the pods that build, whose sources' own steps can read "
+        "it: one that may only read the bucket. Empty: the builder's.",
+    )
+    build_pod_s3_secret_access_key: SecretStr = Field(
+        default=SecretStr(""), description="Its secret."
+    )
+    image_pull_secrets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Secrets of the builds' namespace with which Kaniko's image is pulled, "
+        "separated by commas.",
+    )
     # The last: what each backend needs is known by then.
     build_backends: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("environment",),
@@ -220,7 +248,7 @@ class Settings(BaseSettings):
         "environment (one machine), layers and kaniko (images), bundle (no image).",
     )
 
-    @field_validator("build_backends", mode="before")
+    @field_validator("build_backends", "image_pull_secrets", mode="before")
     @classmethod
     def _is_a_list(cls, value: object) -> object:
         if isinstance(value, str):
