@@ -22,8 +22,9 @@ class Place:
     """Where builds' pods run and push to, and what they may use.
 
     `registry` is "host:port/prefix"; `memory` and `cpu` are the pod's limits, as Kubernetes writes
-    quantities; `auth` is a docker config.json, or empty; `index_secret` names a Secret of the
-    namespace whose keys are variables of package indexes, or is empty.
+    quantities, and beside them its requests; `auth` is a docker config.json, or empty;
+    `index_secret` names a Secret of the namespace whose keys are variables of package indexes, or
+    is empty.
     """
 
     image: str
@@ -34,6 +35,8 @@ class Place:
     auth: str = ""
     memory: str = "2Gi"
     cpu: str = "1"
+    requests_memory: str = "256Mi"
+    requests_cpu: str = "100m"
     index_secret: str = ""
     pull_secrets: Sequence[str] = ()
 
@@ -116,7 +119,10 @@ def pod(place: Place, location: Location, one: Try) -> Manifest:
     It runs as root, since Kaniko writes an image's files with their owners; steps of a Dockerfile
     run in the same container. It has no service account token.
     """
-    resources = {"memory": place.memory, "cpu": place.cpu}
+    resources = {
+        "limits": {"memory": place.memory, "cpu": place.cpu},
+        "requests": {"memory": place.requests_memory, "cpu": place.requests_cpu},
+    }
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -136,7 +142,7 @@ def pod(place: Place, location: Location, one: Try) -> Manifest:
                     "args": arguments(place, location, one),
                     "env": _variables(location, one),
                     "envFrom": _index(place, one),
-                    "resources": {"limits": resources, "requests": {"memory": "256Mi"}},
+                    "resources": resources,
                     "securityContext": {"allowPrivilegeEscalation": False, "privileged": False},
                     "volumeMounts": [
                         {"name": "registry", "mountPath": "/kaniko/.docker", "readOnly": True}
