@@ -17,6 +17,7 @@ from libs.kube.kinds import Manifest
 from services.deployer.drivers.base import DeployFailed, Workload
 from services.deployer.drivers.cluster import container as shared
 from services.deployer.drivers.cluster import names
+from services.deployer.drivers.cluster.drift import stamped
 from services.deployer.drivers.deployment import start
 from services.deployer.drivers.deployment.shape import (
     ENVIRONMENT_DIR,
@@ -50,17 +51,21 @@ class Files:
 
 
 def manifests(workload: Workload, setup: Setup, replicas: int) -> list[Manifest]:
-    """Return all objects of a revision in the order in which they are applied.
+    """Return all objects of a revision, each stamped, the Deployment last.
 
     Raises DeployFailed where they are larger than Kubernetes takes.
     """
     files = None if workload.image else files_of(workload)
-    return [
+    objects = [
         *([] if files is None else [config_map(workload, setup, files)]),
         *shared.env_secret(workload, setup.cluster),
         service(workload, setup),
-        deployment(workload, setup, files, replicas),
+        deployment(workload, setup, files),
     ]
+    stamps = [stamped(each) for each in objects]
+    # What an object was made from does not say how many there are to be.
+    stamps[-1]["spec"]["replicas"] = replicas
+    return stamps
 
 
 def files_of(workload: Workload) -> Files:
@@ -129,15 +134,14 @@ def service(workload: Workload, setup: Setup) -> Manifest:
     }
 
 
-def deployment(workload: Workload, setup: Setup, files: Files | None, replicas: int) -> Manifest:
-    """Return what runs a revision."""
+def deployment(workload: Workload, setup: Setup, files: Files | None) -> Manifest:
+    """Return what runs a revision; how many of it is not said here."""
     own = names.labels(workload, setup.cluster)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": _metadata(workload, setup),
         "spec": {
-            "replicas": replicas,
             "revisionHistoryLimit": 0,
             "progressDeadlineSeconds": math.ceil(workload.start_timeout) + 60,
             "strategy": {

@@ -40,13 +40,11 @@ def running_container(pod: Manifest) -> str:
 def is_serving(pod: Manifest, answered: Mapping[str, str]) -> bool:
     """Whether it answers: by the kubelet's word, or because it was asked from here before that.
 
-    answered: by pod, the container that has. Once it has started the kubelet's word alone counts.
+    answered: by pod, the container that has; forgotten once the kubelet has said so too, so that
+    from then on its word alone counts.
     """
-    if is_ready(pod):
-        return True
     container = running_container(pod)
-    asked = bool(container) and answered.get(pod["metadata"]["name"]) == container
-    return asked and not container_status(pod, CONTAINER).get("started", False)
+    return is_ready(pod) or (bool(container) and answered.get(pod["metadata"]["name"]) == container)
 
 
 def question_of(pod: Manifest) -> Question | None:
