@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import io
 import json
 import os
 import secrets
-import tarfile
-from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from mayfly.v1.build_pb2 import Artefact
-from mayfly.v1.source_pb2 import Stage
 
 import runtimes
 from libs.blobs import Bucket, Location
@@ -34,40 +30,22 @@ from services.builder.backends.kaniko.backend import KanikoBackend
 from services.builder.backends.kaniko.pods import Place
 from services.builder.backends.kaniko.recipes import Images, Recipes
 from services.builder.failures import BuildFailed
+from tests.builder.kaniko.sources import GO, Quiet, archive
 from tests.cluster.conftest import Cluster
 
 pytestmark = [pytest.mark.needs_cluster, pytest.mark.timeout(180)]
 
-GO = """package function
 
-func Handle(e Event, c Context) (any, error) {
-	return map[string]string{"hi": e.Query["name"]}, nil
-}
-"""
-
-
-class Told:
-    """Keeps what it is told of a build; see `backends.base.Progress`."""
+class Told(Quiet):
+    """Keeps what it is told of a build, and wakes who waits for it."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.details: list[str] = []
+        super().__init__()
         self.news = asyncio.Event()
 
     def log(self, line: str) -> None:
-        self.lines.append(line)
+        super().log(line)
         self.news.set()
-
-    def detail(self, text: str) -> None:
-        self.details.append(text)
-
-    @contextmanager
-    def step(self, stage: Stage.ValueType) -> Generator[Told]:
-        yield self
-
-    @contextmanager
-    def span(self, name: str, **attributes: str | int) -> Generator[None]:
-        yield
 
     async def until(self, text: str) -> None:
         """Wait for a line that holds `text`."""
@@ -198,17 +176,6 @@ async def empty(repository: Repository) -> None:
             await repository.delete_manifest(digest)
 
 
-def archive(**files: str) -> bytes:
-    """Return a tar.gz of files; "__" in a name stands for "."."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for name, text in files.items():
-            entry = tarfile.TarInfo(name.replace("__", "."))
-            entry.size = len(text.encode())
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    return content.getvalue()
-
-
 def answer(world: World, image: str, path: str = "/?name=you") -> str:
     """Run an image as functions run; return what it answers on its port."""
     name = f"run-{secrets.token_hex(3)}"
@@ -305,7 +272,18 @@ def waits(world: World) -> Order:
     return world.order(archive(Dockerfile=dockerfile), "archive")
 
 
-async def test_a_pod_that_is_deleted_is_made_again_once(world: World) -> None:
+async def test_a_pod_that_is_deleted_is_made_again(world: World) -> None:
+    order = waits(world, 3)
+    building = asyncio.create_task(world.backend.build(order, world.told))
+    pod = await world.pod(order, 1)
+    await world.kube.delete(POD, world.namespace, pod["metadata"]["name"])
+    async with asyncio.timeout(1):
+        await world.told.until("it is begun again")
+    assert (await building).image
+    await world.nothing_left()
+
+
+async def test_a_pod_that_is_deleted_twice(world: World) -> None:
     order = waits(world)
     building = asyncio.create_task(world.fails(order))
     for number in (1, 2):
