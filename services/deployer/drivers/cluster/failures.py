@@ -98,7 +98,8 @@ def _container_trouble(
     end = pods.last_end(pod, name)
     if not end:
         return None
-    is_init = name in {each["name"] for each in pod["spec"].get("initContainers") or []}
+    inits: list[dict[str, Any]] = pod["spec"].get("initContainers") or []
+    is_init = name in {each["name"] for each in inits}
     code: int = end.get("exitCode", 0)
     if is_init and code == 0:
         return None
@@ -268,7 +269,8 @@ def refused(error: KubeError) -> DeployFailed | None:
 def is_image_gone(pod: Manifest) -> bool:
     """Whether a pod cannot start because its image does not exist any more."""
     for name in pods.container_names(pod):
-        waiting = pods.container_status(pod, name).get("state", {}).get("waiting") or {}
+        state: dict[str, Any] = pods.container_status(pod, name).get("state") or {}
+        waiting: dict[str, Any] = state.get("waiting") or {}
         if waiting.get("reason") in _PULL and _GONE.search(waiting.get("message", "")):
             return True
     return False

@@ -11,7 +11,8 @@ from libs.kube.kinds import Manifest
 def condition(manifest: Manifest, type_: str) -> dict[str, Any]:
     """One of an object's conditions; empty where it has none of this type."""
     conditions = cast("list[dict[str, Any]]", manifest.get("status", {}).get("conditions") or [])
-    return next((each for each in conditions if each.get("type") == type_), {})
+    empty: dict[str, Any] = {}
+    return next((each for each in conditions if each.get("type") == type_), empty)
 
 
 def is_ready(pod: Manifest) -> bool:
@@ -40,13 +41,14 @@ def container_status(pod: Manifest, container: str) -> dict[str, Any]:
         "list[dict[str, Any]]",
         [*(status.get("containerStatuses") or []), *(status.get("initContainerStatuses") or [])],
     )
-    return next((each for each in all_of_them if each["name"] == container), {})
+    empty: dict[str, Any] = {}
+    return next((each for each in all_of_them if each["name"] == container), empty)
 
 
 def container_names(pod: Manifest) -> list[str]:
     """Init containers first, then the others."""
     spec = pod["spec"]
-    both = [*(spec.get("initContainers") or []), *spec["containers"]]
+    both: list[dict[str, Any]] = [*(spec.get("initContainers") or []), *spec["containers"]]
     return [each["name"] for each in both]
 
 

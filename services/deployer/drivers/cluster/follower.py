@@ -1,0 +1,158 @@
+"""Everything that happens to functions, as notifications, for the one replica that follows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+
+from libs.kube.informer import Change
+from libs.kube.kinds import POD, Kind, Manifest
+from services.deployer.drivers.base import (
+    ArtefactLost,
+    InstanceStarted,
+    InstanceStopped,
+    LogLine,
+    Notification,
+    Wanted,
+)
+from services.deployer.drivers.cluster import container, failures, names, pods
+from services.deployer.drivers.cluster.drift import Desired, Drift
+from services.deployer.drivers.cluster.logs import LogStreams
+from services.deployer.drivers.cluster.world import World
+
+_MAX_NOTIFICATIONS = 50_000
+
+OnPods = Callable[[str], Iterable[Notification]]
+"""What a driver has to say when a function's pods have changed, or at the beginning."""
+
+
+class Follower:
+    """desired: a driver's builders. on_pods: what it says of a function beyond instances."""
+
+    def __init__(self, world: World, wanted: Wanted, desired: Desired, on_pods: OnPods) -> None:
+        self._world = world
+        self._wanted = wanted
+        self._on_pods = on_pods
+        self._queue: deque[Notification] = deque()
+        self._some = asyncio.Event()
+        self._drift = Drift(world, wanted, desired, self.tell)
+        self._logs = LogStreams(world, self.tell)
+        self._ready: dict[str, int] = {}
+        self._lost: set[tuple[str, int]] = set()
+        self._suspects: asyncio.Queue[tuple[str, int, str]] = asyncio.Queue()
+
+    def tell(self, notification: Notification) -> None:
+        """Pass a notification on. Log lines make room for what is not told again."""
+        if len(self._queue) >= _MAX_NOTIFICATIONS:
+            if isinstance(notification, LogLine):
+                return
+            self._queue.popleft()
+        self._queue.append(notification)
+        self._some.set()
+
+    async def notifications(self, known: Iterable[str]) -> AsyncGenerator[Notification]:
+        """Without end: first what is the case, then what happens.
+
+        known: functions that are to have objects, whether there are any or not.
+        """
+        await self._world.ready()
+        end = self._world.observe(self._take)
+        tasks = [
+            asyncio.create_task(self._drift.run(), name="drift"),
+            asyncio.create_task(self._judge(), name="lost-artefacts"),
+        ]
+        try:
+            uids = {*known, *(uid for kind in self._world.kinds for uid in self._world.uids(kind))}
+            for uid in uids | set(self._world.uids(POD)):
+                for kind in self._world.kinds:
+                    for each in self._world.all_of(kind, uid):
+                        self._drift.take(kind, Change("added", each))
+                for pod in self._world.pods(uid):
+                    self._take_pod(pod)
+                self._say(uid)
+            self._drift.check(uids)
+            while True:
+                await self._some_or_broken(tasks)
+                while self._queue:
+                    yield self._queue.popleft()
+        finally:
+            end()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._logs.close()
+
+    async def _some_or_broken(self, tasks: list[asyncio.Task[None]]) -> None:
+        waiting = asyncio.create_task(self._some.wait())
+        try:
+            await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        self._some.clear()
+        for task in tasks:
+            if task.done():
+                task.result()  # what broke it is raised; none of them ends by itself
+
+    def _take(self, kind: Kind, change: Change) -> None:
+        if kind != POD:
+            self._drift.take(kind, change)
+            return
+        if change.type == "deleted":
+            self._stopped(change.object, gone=True)
+            self._logs.forget(change.object)
+        else:
+            self._take_pod(change.object)
+        self._say(names.uid_of(change.object))
+
+    def _take_pod(self, pod: Manifest) -> None:
+        self._logs.take(pod)
+        uid, name = names.uid_of(pod), pod["metadata"]["name"]
+        runs = pods.restarts(pod, container.CONTAINER)
+        if name in self._ready and self._ready[name] != runs:
+            self._stopped(pod)
+        if pods.is_ready(pod) and name not in self._ready:
+            self._ready[name] = runs
+            revision = names.revision_of(pod)
+            self.tell(InstanceStarted(uid, name, revision, pods.ready_seconds(pod)))
+        elif pods.is_ending(pod):
+            self._stopped(pod)
+        elif failures.is_image_gone(pod):
+            self._suspects.put_nowait((uid, names.revision_of(pod), name))
+
+    def _stopped(self, pod: Manifest, *, gone: bool = False) -> None:
+        name = pod["metadata"]["name"]
+        if self._ready.pop(name, None) is None:
+            return
+        reason, code = ended(pod, gone=gone)
+        self.tell(InstanceStopped(names.uid_of(pod), name, reason, code))
+
+    def _say(self, uid: str) -> None:
+        for notification in self._on_pods(uid):
+            self.tell(notification)
+
+    async def _judge(self) -> None:
+        """An image that is gone matters where it is what serves; else the deploy says so."""
+        while True:
+            uid, revision, pod = await self._suspects.get()
+            if (uid, revision) in self._lost:
+                continue
+            workload = await self._wanted(uid)
+            if workload is None or workload.revision != revision:
+                continue
+            self._lost.add((uid, revision))
+            self.tell(ArtefactLost(uid, f"the image of {pod} is not in its registry any more"))
+
+
+def ended(pod: Manifest, *, gone: bool = False) -> tuple[str, int | None]:
+    """How an instance ended: a reason of `InstanceStopped`, and its exit code where it has one."""
+    end = pods.last_end(pod, container.CONTAINER)
+    if end.get("reason") == "OOMKilled":
+        return "memory", -9
+    deleted = gone or "deletionTimestamp" in pod["metadata"]
+    if deleted:
+        return "idle", None
+    code: int | None = end.get("exitCode")
+    if code is None:
+        return "killed", None
+    return ("killed", 128 - code) if code > 128 else ("exited", code)

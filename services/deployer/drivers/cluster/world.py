@@ -1,0 +1,282 @@
+"""The objects of the functions' namespace: kept up to date, applied, waited for and removed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import structlog
+
+from libs.kube.cluster import Cluster
+from libs.kube.errors import KubeError
+from libs.kube.informer import Change, Informer
+from libs.kube.kinds import POD, Kind, Manifest
+from services.deployer.drivers.base import DeployFailed, DriverUnavailable, Resource
+from services.deployer.drivers.cluster import failures, names
+from services.deployer.drivers.cluster.failures import LOG_TAIL, Trouble
+from services.deployer.drivers.cluster.settings import ClusterSettings
+
+log = structlog.get_logger()
+
+_READY_SECONDS = 20.0
+_GONE_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
+_LOG_SECONDS = 5.0
+_POD_GRACE = 1
+_AT_ONCE = 16
+_BATCH = 50
+_T = TypeVar("_T")
+
+OnChange = Callable[[Kind, Change], None]
+
+
+class World:
+    """Pods, and the `kinds` of objects that a driver makes, of this installation.
+
+    kinds: in the order in which they are to be deleted. While the API server is away everything
+    here raises DriverUnavailable after a while, and goes on by itself afterwards.
+    """
+
+    def __init__(self, settings: ClusterSettings, kinds: Sequence[Kind]) -> None:
+        self.settings = settings
+        self.kinds = tuple(kinds)
+        self._cluster: Cluster | None = None
+        self._stack = AsyncExitStack()
+        self._informers: dict[Kind, Informer] = {}
+        self._objects: dict[tuple[Kind, str], dict[str, Manifest]] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._observers: set[OnChange] = set()
+
+    async def start(self) -> None:
+        """Begin to look; that the API server does not answer yet is no error.
+
+        Raises DriverUnavailable where nobody says how it is reached.
+        """
+        with translated():
+            self._cluster = await Cluster.connect(self.settings.kubeconfig)
+        self._stack.push_async_callback(self._cluster.close)
+        chosen = names.selector(self.settings)
+        for kind in (*self.kinds, POD):
+            informer = self._cluster.watch(kind, self.settings.namespace, chosen)
+            informer.observe(lambda change, kind=kind: self._take(kind, change))
+            self._informers[kind] = await self._stack.enter_async_context(informer)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    @property
+    def cluster(self) -> Cluster:
+        """Raises DriverUnavailable before `start`."""
+        if self._cluster is None:
+            raise DriverUnavailable("the driver has not been started")
+        return self._cluster
+
+    async def ready(self) -> None:
+        """Wait until everything there is is known. Raises DriverUnavailable."""
+        with translated():
+            for informer in self._informers.values():
+                await informer.ready(_READY_SECONDS)
+
+    def observe(self, observer: OnChange) -> Callable[[], None]:
+        """Call `observer` with each change from now on; returns what ends that."""
+        self._observers.add(observer)
+        return lambda: self._observers.discard(observer)
+
+    def uids(self, kind: Kind) -> list[str]:
+        """The functions that have objects of a kind."""
+        return [uid for (of, uid), objects in self._objects.items() if of == kind and objects]
+
+    def all_of(self, kind: Kind, uid: str) -> list[Manifest]:
+        """A function's objects of a kind."""
+        return list(self._objects.get((kind, uid), {}).values())
+
+    def one(self, kind: Kind, name: str) -> Manifest | None:
+        return self._informers[kind].objects.get(name)
+
+    def pods(self, uid: str, revision: int | None = None) -> list[Manifest]:
+        """A function's pods, those that are ending too."""
+        return [
+            pod
+            for pod in self.all_of(POD, uid)
+            if revision is None or names.revision_of(pod) == revision
+        ]
+
+    async def until(
+        self, uid: str, predicate: Callable[[], _T | None], seconds: float
+    ) -> _T | None:
+        """Wait until `predicate`, asked at each change of the function's objects and each second,
+        returns something. None: it did not in time. What it raises is raised.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        with self._changes(uid) as changed:
+            while (found := predicate()) is None:
+                left = deadline - loop.time()
+                if left <= 0:
+                    return None
+                await _wait(changed, min(left, _LOOK_SECONDS))
+        return found
+
+    async def apply(self, manifests: Sequence[Manifest]) -> list[Manifest]:
+        """Apply in order; return the objects as they are now. Raises KubeError."""
+        return [await self.cluster.apply(manifest) for manifest in manifests]
+
+    async def remove(self, uids: Collection[str]) -> dict[str, list[Resource]]:
+        """Delete all that these functions have, and wait until it is gone.
+
+        Raises DriverUnavailable where something is still there after half a minute.
+        """
+        removed: dict[str, list[Resource]] = {uid: [] for uid in uids}
+        ordered = list(removed)
+        slots = asyncio.Semaphore(_AT_ONCE)
+        with translated():
+            for start in range(0, len(ordered), _BATCH):
+                chosen = names.uids_selector(self.settings, ordered[start : start + _BATCH])
+                for kind in self.kinds:
+                    found = await self.cluster.list(kind, self.settings.namespace, chosen)
+                    await asyncio.gather(*(self._delete(kind, each, slots) for each in found))
+                    for each in found:
+                        removed[names.uid_of(each)].append(resource_of(each))
+                for pod in await self.cluster.list(POD, self.settings.namespace, chosen):
+                    removed[names.uid_of(pod)].append(resource_of(pod))
+            await asyncio.gather(*(self._until_gone(uid, slots) for uid in ordered))
+        return removed
+
+    async def delete(self, manifests: Sequence[tuple[Kind, Manifest]]) -> None:
+        """Delete some objects, without waiting. Raises KubeError."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+        await asyncio.gather(*(self._delete(kind, each, slots) for kind, each in manifests))
+
+    async def _delete(self, kind: Kind, manifest: Manifest, slots: asyncio.Semaphore) -> None:
+        grace = _POD_GRACE if kind == POD else None
+        metadata = manifest["metadata"]
+        async with slots:
+            await self.cluster.delete(
+                kind,
+                self.settings.namespace,
+                metadata["name"],
+                uid=metadata["uid"],
+                grace_seconds=grace,
+            )
+
+    async def _until_gone(self, uid: str, slots: asyncio.Semaphore) -> None:
+        """What made pods is deleted, but may have made more; the pods are ended one by one."""
+        await self.ready()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _GONE_SECONDS
+        asked: set[str] = set()
+        with self._changes(uid) as changed:
+            while left := self._left(uid):
+                if loop.time() > deadline:
+                    raise DriverUnavailable(f"still there: {', '.join(left)}")
+                fresh = [pod for pod in self.pods(uid) if pod["metadata"]["uid"] not in asked]
+                asked |= {pod["metadata"]["uid"] for pod in fresh}
+                await asyncio.gather(*(self._delete(POD, pod, slots) for pod in fresh))
+                await _wait(changed, _LOOK_SECONDS)
+
+    def _left(self, uid: str) -> list[str]:
+        return [
+            f"{kind.name} {each['metadata']['name']}"
+            for kind in (*self.kinds, POD)
+            for each in self.all_of(kind, uid)
+        ]
+
+    async def failed(self, pod: Manifest | None, trouble: Trouble) -> DeployFailed:
+        """A trouble with what the container wrote last."""
+        lines: list[str] = []
+        if pod is not None and trouble.logs:
+            lines = await self._last_lines(pod, trouble)
+        return failures.failed(trouble, lines)
+
+    async def _last_lines(self, pod: Manifest, trouble: Trouble) -> list[str]:
+        try:
+            # One line more: what the container says of itself is not shown.
+            async with (
+                asyncio.timeout(_LOG_SECONDS),
+                aclosing(
+                    self.cluster.logs(
+                        self.settings.namespace,
+                        pod["metadata"]["name"],
+                        trouble.container,
+                        tail=LOG_TAIL + 1,
+                        previous=trouble.logs == "previous",
+                    )
+                ) as lines,
+            ):
+                return [line async for line in lines]
+        except (KubeError, TimeoutError) as error:
+            log.info("no_last_lines", pod=pod["metadata"]["name"], error=str(error))
+            return []
+
+    @contextmanager
+    def _changes(self, uid: str) -> Generator[asyncio.Event]:
+        event = asyncio.Event()
+        self._waiting.setdefault(uid, set()).add(event)
+        try:
+            yield event
+        finally:
+            waiting = self._waiting[uid]
+            waiting.discard(event)
+            if not waiting:
+                del self._waiting[uid]
+
+    def _take(self, kind: Kind, change: Change) -> None:
+        uid = names.uid_of(change.object)
+        key = (kind, uid)
+        if change.type == "deleted":
+            objects = self._objects.get(key, {})
+            objects.pop(change.name, None)
+            if not objects:
+                self._objects.pop(key, None)
+        else:
+            self._objects.setdefault(key, {})[change.name] = change.object
+        for event in self._waiting.get(uid, ()):
+            event.set()
+        for observer in tuple(self._observers):
+            observer(kind, change)
+
+
+def resource_of(manifest: Manifest) -> Resource:
+    """An object as a resource; its id is "kind/name", its type the kind with its group."""
+    metadata = manifest["metadata"]
+    group = manifest["apiVersion"].rpartition("/")[0]
+    type_ = manifest["kind"].lower() + (f".{group}" if group else "")
+    detail = f"revision {names.revision_of(manifest)} of {_function_of(manifest)}"
+    return Resource(type_, metadata["name"], names.uid_of(manifest) or None, detail)
+
+
+def _function_of(manifest: Manifest) -> str:
+    return manifest["metadata"].get("labels", {}).get(names.FUNCTION, "?")
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+    finally:
+        event.clear()
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """What the API server refuses outside of a deploy: it is tried again by who asked."""
+    try:
+        yield
+    except KubeError as error:
+        raise DriverUnavailable(f"the cluster: {error}") from error
+
+
+@asynccontextmanager
+async def deploying() -> AsyncGenerator[None]:
+    """What the API server refuses while a revision is made: for good, or for now."""
+    try:
+        yield
+    except KubeError as error:
+        final = failures.refused(error)
+        if final is None:
+            raise DriverUnavailable(f"the cluster: {error}") from error
+        raise final from error
