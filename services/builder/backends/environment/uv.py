@@ -192,6 +192,23 @@ class Uv:
         # Functions see environments read-only: without bytecode each start would compile anew.
         await self._run([*command, *self._sources, "--compile-bytecode"], workspace, uid, say)
 
+    async def install_for(
+        self,
+        resolved: Sequence[str],
+        target: Target,
+        directory: Path,
+        workspace: Path,
+        uid: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """Put exactly these into a plain directory, for another machine: wheels only."""
+        pinned = workspace / "pinned.txt"
+        pinned.write_text("".join(f"{each}\n" for each in resolved))
+        command = ["pip", "install", "--requirements", str(pinned), "--target", str(directory)]
+        command += ["--python-version", target.version, "--python-platform", target.platform]
+        command += ["--python", interpreters.own().path, "--no-deps", "--no-build", "--no-sources"]
+        await self._run(command, workspace, uid, say)
+
     async def install_python(
         self, wanted: str, workspace: Path, uid: str, say: Callable[[str], None]
     ) -> None:

@@ -1,0 +1,92 @@
+"""An image's way into the registry: what is there is mounted, what is not is uploaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from libs.registry import NotFound, RegistryError, Repository, digest_of
+from services.builder.backends.layers.base import BaseImages, missing
+from services.builder.backends.layers.image import Base, Descriptor, Image
+
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Own:
+    """A layer of ours: its content, or the repository of the same registry that has it."""
+
+    digest: str
+    content: bytes | Path | None = None
+    mounted_from: Repository | None = None
+
+
+class Pusher:
+    """Pushes images into one repository."""
+
+    def __init__(self, repository: Repository, bases: BaseImages) -> None:
+        self._repository = repository
+        self._bases = bases
+        # Base and runtime layers, which every image has: looked for once.
+        self._there: set[str] = set()
+
+    async def push(
+        self, image: Image, tag: str, base: Base, layers: list[Own], say: Callable[[str], None]
+    ) -> None:
+        """Push; the tag is there when this returns. Raises `BuildFailed`, `RegistryError`."""
+        repository = self._repository.telling(say)
+        try:
+            await self._once(repository, image, tag, base, layers)
+        except RegistryError as error:
+            # The registry has been cleaned up meanwhile: what was there is looked for again.
+            if "BLOB_UNKNOWN" not in str(error) or not self._there:
+                raise
+            self._there.clear()
+            await self._once(repository, image, tag, base, layers)
+
+    async def _once(
+        self, repository: Repository, image: Image, tag: str, base: Base, layers: list[Own]
+    ) -> None:
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def bounded(layer: Descriptor | Own) -> None:
+            async with room:
+                if isinstance(layer, Own):
+                    await self._own(repository, layer)
+                else:
+                    await self._of_base(repository, layer, base)
+
+        config = Own(digest_of(image.config), image.config)
+        wanted = [each for each in base.layers if each.digest not in self._there]
+        tasks = [asyncio.create_task(bounded(each)) for each in (*wanted, *layers, config)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await repository.put_manifest(tag, image.manifest)
+        self._there.update(layer.digest for layer in base.layers)
+
+    async def _of_base(self, repository: Repository, layer: Descriptor, base: Base) -> None:
+        source = self._bases.repository
+        if repository.full_name.partition("/")[0] == self._bases.host and await repository.mount(
+            layer.digest, source.name
+        ):
+            return
+        try:
+            await repository.upload_from(layer.digest, layer.size, source)
+        except NotFound as error:
+            raise missing(base.name, error) from error
+
+    async def _own(self, repository: Repository, layer: Own) -> None:
+        if layer.digest in self._there:
+            return
+        if layer.content is not None:
+            await repository.upload(layer.digest, layer.content)
+        elif layer.mounted_from is not None and not await repository.mount(
+            layer.digest, layer.mounted_from.name
+        ):
+            raise RegistryError(f"BLOB_UNKNOWN: {layer.digest} of {layer.mounted_from.name}")
