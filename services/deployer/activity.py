@@ -85,8 +85,12 @@ class Activity:
     ) -> None:
         async with self._store.transaction() as connection:
             queries = self._store.queries
-            # The first report of a stream replaces whatever the gateway had open before.
-            if known is None or known.keys() != now_open.keys():
+            # The first report of a stream replaces whatever the gateway had open before. How much
+            # is open matters only where all replicas share one world: see scaler.py.
+            same = known == now_open or (
+                not self._driver.shared and known is not None and known.keys() == now_open.keys()
+            )
+            if not same:
                 stale = queries.report_usage(
                     connection,
                     gateway=gateway,

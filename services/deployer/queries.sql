@@ -435,6 +435,18 @@ WITH c AS MATERIALIZED (
 )
 SELECT f.*, now() AS now FROM f LEFT JOIN n ON true;
 
+-- name: write_inventory(question, gateway, function_ids)!
+INSERT INTO inventories (question, gateway, function_ids)
+VALUES (:question, :gateway, :function_ids::text[])
+ON CONFLICT (question, gateway) DO UPDATE SET function_ids = :function_ids::text[];
+
+-- name: take_inventories(question)
+DELETE FROM inventories WHERE question = :question RETURNING gateway, function_ids;
+
+-- name: forget_inventories(after)!
+-- Answers that nobody waited for.
+DELETE FROM inventories WHERE time < now() - :after::interval;
+
 -- name: take_role(role, replica, lease)$
 -- Takes a role that is free, or keeps one that is held; true when it is held now.
 INSERT INTO roles (role, replica, held_until) VALUES (:role, :replica, now() + :lease::interval)
@@ -473,3 +485,21 @@ SELECT * FROM spans WHERE trace_id = :trace_id ORDER BY start_time, end_time DES
 
 -- name: is_there()$
 SELECT 1;
+
+-- name: serving_functions(target)
+-- Functions that serve and are not being changed, with what is open on them over all gateways and
+-- the seconds since they were last used, or began to serve.
+SELECT f.uid, f.ready_generation, f.endpoint, now() AS now,
+  COALESCE(u.in_flight, 0)::bigint AS in_flight,
+  extract(epoch FROM now() - GREATEST(f.last_use_time, f.idle_from, f.update_time))::float8
+    AS unused
+FROM functions f
+LEFT JOIN (SELECT uid, sum(in_flight) AS in_flight FROM usage GROUP BY uid) u USING (uid)
+WHERE f.target = :target AND f.state = 4 AND f.ended_time IS NULL AND f.expire_time > now()
+  AND f.generation <= GREATEST(f.ready_generation, f.failed_generation);
+
+-- name: is_still_unused(since, uid)$
+-- Whether a function that was just taken off the routes has not been used since a moment.
+SELECT f.state = 5 AND f.endpoint = '' AND COALESCE(f.last_use_time <= :since, true)
+  AND NOT EXISTS (SELECT FROM usage u WHERE u.uid = f.uid AND u.in_flight > 0)
+FROM functions f WHERE f.uid = :uid;
