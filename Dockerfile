@@ -45,7 +45,7 @@ RUN set -eu; \
     find . -type d \( -name tests -o -name test \) ! -path './botocore/*' -prune -exec rm -rf {} +; \
     /opt/mayfly/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . || true
 
-# --- the code, with the contracts' modules made of proto/ ---------------------------------------
+# --- the contracts' modules and the client, made of proto/ ---------------------------------------
 FROM requirements AS code
 COPY pyproject.toml hatch_build.py README.md /src/
 COPY proto /src/proto
@@ -57,8 +57,8 @@ RUN set -eu; \
     export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
     /src/uv/bin/uv pip install --quiet --python /opt/mayfly/bin/python $(cat /src/index) --no-deps \
         --target /app --build-constraints requirements-dev.txt .; \
-    # Checked: whoever puts newer code over this layer gets that, and not what was compiled here.
-    /opt/mayfly/bin/python -m compileall -q --invalidation-mode checked-hash /app
+    # The rest comes from the context: Kaniko leaves directories named kaniko out between stages.
+    rm -rf /app/libs /app/runtimes /app/services
 
 # --- what the chart's `demo` needs besides --------------------------------------------------------
 FROM requirements AS demo-requirements
@@ -84,10 +84,19 @@ WORKDIR /app
 USER 65532:65532
 CMD ["mayfly", "--help"]
 
-FROM base AS demo
-COPY --from=demo-requirements /opt/demo /opt/demo
-COPY --from=code /app /app
-ENV PYTHONPATH=/app:/opt/demo
-
 FROM base AS mayfly
 COPY --from=code /app /app
+COPY libs /app/libs
+COPY runtimes /app/runtimes
+COPY services /app/services
+USER 0
+# Checked: whoever puts newer code over this layer gets that, and not what was compiled here.
+RUN python -m compileall -q --invalidation-mode checked-hash /app
+USER 65532:65532
+
+FROM mayfly AS demo
+COPY --from=demo-requirements /opt/demo /opt/demo
+ENV PYTHONPATH=/app:/opt/demo
+
+# What is built where no target is named.
+FROM mayfly

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -21,6 +23,8 @@ import tarfile
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +88,9 @@ def build(target: str = "mayfly") -> str:
     inputs = [*files(REQUIREMENTS), *files(BUILD_TOOLS), *files(CODE)]
     repository = f"{os.environ['MAYFLY_TEST_REGISTRY']}/mayfly"
     reference = f"{repository}:{target}-{digest(base, target, *inputs)}"
-    if not _exists(reference):
-        _kaniko(inputs, target, base, [reference, _stem(repository, target, base)])
+    with _alone():
+        if not _exists(reference):
+            _kaniko(inputs, target, base, [reference, _stem(repository, target, base)])
     return reference
 
 
@@ -104,6 +109,14 @@ def quick(target: str = "mayfly") -> str:
             layer.flush()
             _run("crane", "append", "--insecure", "-b", stem, "-f", layer.name, "-t", reference)
     return reference
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Whoever wants the same image at the same time waits, and then finds it."""
+    with (Path(tempfile.gettempdir()) / "mayfly-image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _stem(repository: str, target: str, base: str) -> str:
@@ -225,6 +238,29 @@ def index_variables() -> dict[str, str]:
     found = _kubectl("get", "secret", "-n", namespace, name, "--ignore-not-found", "-o", "json")
     data: dict[str, str] = json.loads(found).get("data") or {} if found.strip() else {}
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+@cache
+def python_version(reference: str) -> str:
+    """Return which Python an image has, such as "3.13": by the name of its program.
+
+    Raises `ImageError` when there is none.
+    """
+    program = re.compile(r"(?:.*/)?bin/python(3\.\d+)")
+    export = subprocess.Popen(
+        ["crane", "export", "--insecure", reference, "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with export:
+        try:
+            with tarfile.open(fileobj=export.stdout, mode="r|") as tar:
+                for entry in tar:
+                    if found := program.fullmatch(entry.name):
+                        return found[1]
+        finally:
+            export.kill()
+    raise ImageError(f"{reference} has no bin/python3.x")
 
 
 def _wait(namespace: str) -> None:

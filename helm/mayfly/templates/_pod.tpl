@@ -157,5 +157,9 @@ apiVersion: v1
 kind: ServiceAccount
 metadata:
   {{- include "mayfly.metadata" . | nindent 2 }}
+  {{- with (index (index . 0).Values (index . 1)).serviceAccountAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 automountServiceAccountToken: false
 {{- end }}
