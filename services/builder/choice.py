@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 # Who can remove what, by the names of backends. Layers and Kaniko share a repository.
 _KEEPERS: Mapping[str, Sequence[str]] = {
     ARTEFACT: ("environment",),
-    ENVIRONMENT: ("environment",),
+    ENVIRONMENT: ("environment", "layers"),
     IMAGE: ("layers", "kaniko"),
     CONTEXT: ("kaniko",),
     POD: ("kaniko",),
@@ -46,6 +46,9 @@ _KEEPERS: Mapping[str, Sequence[str]] = {
 }
 _IMAGES = _KEEPERS[IMAGE]
 _KANIKO = "kaniko"
+# Backends wait long for what does not answer, as builds may; callers of these do not.
+_ASK_SECONDS = 3.0
+_REMOVE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ class Choice:
     """Backends in the order in which they are asked; the first that can build a source does.
 
     `images` takes images that are built already, None where nothing runs them. `local` is what
-    all backends leave on this machine while they work.
+    all backends leave on this machine while they work. `place_of` tells where the environment of
+    a row is, by its digest and uid.
     """
 
     backends: Sequence[Backend]
     images: GivenImages | None
     local: Local
+    place_of: Callable[[str, str], str]
 
     def supports(self, runtime: str, kind: Kind) -> bool:
         """Whether anybody builds this."""
@@ -99,13 +104,17 @@ class Choice:
             return "image"
         parts: list[str] = []
         for backend in self._who(runtime, kind):
+            # The build itself waits for what does not answer, and tells of it.
+            said = "not known"
             try:
-                said = await backend.fingerprint(runtime)
+                async with asyncio.timeout(_ASK_SECONDS):
+                    said = await backend.fingerprint(runtime)
+            except TimeoutError:
+                log.warning("fingerprint_not_known", backend=backend.name)
             except BuildFailed as error:
                 if retry_after(error.reason) != timedelta(0):
                     raise
-                # The build itself waits for what does not answer, and tells of it.
-                said = "not known"
+                log.warning("fingerprint_not_known", backend=backend.name, why=error.message)
             parts.append(f"{backend.name} {said}")
         return "\n".join(parts)
 
@@ -142,10 +151,11 @@ class Choice:
         if not keepers:
             return False
         try:
-            return await keepers[0].present(artefact)
-        except BuildFailed as error:
+            async with asyncio.timeout(_ASK_SECONDS):
+                return await keepers[0].present(artefact)
+        except (BuildFailed, TimeoutError) as error:
             # Most likely it is there; whoever starts it finds out.
-            log.warning("artefact_not_looked_at", image=artefact.image, why=error.message)
+            log.warning("artefact_not_looked_at", image=artefact.image, why=str(error))
             return True
 
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
@@ -160,7 +170,7 @@ class Choice:
 
     async def look(self) -> World:
         """Look at all that builds left anywhere. Raises `BuildFailed` where it cannot be seen."""
-        worlds = [await backend.look() for backend in self.backends]
+        worlds = [await _seen(backend) for backend in self.backends]
         worlds.append(await self.local.look())
         things = {(thing.type, thing.id): thing for world in worlds for thing in world.things}
         looked_at = dict.fromkeys(said for world in worlds for said in world.looked_at)
@@ -174,9 +184,16 @@ class Choice:
         if not keepers:
             return f"no backend here removes things of type {thing.type}"
         try:
-            return await keepers[0].remove_thing(thing)
+            async with asyncio.timeout(_REMOVE_SECONDS):
+                return await keepers[0].remove_thing(thing)
         except BuildFailed as error:
             return error.message
+        except TimeoutError:
+            return _no_answer(keepers[0])
+
+    def environment_of(self, digest: str, uid: str) -> Thing:
+        """Return the environment of a row as a thing."""
+        return Thing(ENVIRONMENT, self.place_of(digest, uid), digest, uid)
 
     def thing_of(self, build: Made) -> Thing | None:
         """Return what a build made as a thing; None where nothing of it is ours to remove."""
@@ -216,13 +233,28 @@ class Choice:
             raise OSError("; ".join(failed.values()))
 
 
+async def _seen(backend: Backend) -> World:
+    try:
+        async with asyncio.timeout(_REMOVE_SECONDS):
+            return await backend.look()
+    except TimeoutError as error:
+        raise BuildFailed("UNAVAILABLE", _no_answer(backend), "try again") from error
+
+
 async def _removed(backend: Backend, builds: Sequence[Made]) -> dict[str, str]:
     try:
-        return await backend.remove(builds)
+        async with asyncio.timeout(_REMOVE_SECONDS):
+            return await backend.remove(builds)
+    except TimeoutError:
+        return dict.fromkeys((build.uid for build in builds), _no_answer(backend))
     except Exception as error:
         # Not the end of the others' removal; the rows stay, and it is tried again.
         log.error("builds_not_removed", backend=backend.name, exc_info=error)
         return {build.uid: f"{backend.name}: {error}" for build in builds}
+
+
+def _no_answer(backend: Backend) -> str:
+    return f"what {backend.name} needs did not answer within {_REMOVE_SECONDS:.0f} s"
 
 
 def _ask_for_kaniko(what: str) -> str:

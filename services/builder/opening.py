@@ -51,16 +51,26 @@ async def open_backends(settings: Settings, parts: Parts, stack: AsyncExitStack)
     """Put the backends together; `stack` ends what they have open. Raises `StartError`."""
     local = Local(parts.directories)
     if not settings.on_cluster:
-        return Choice([_environment(settings, parts)], None, local)
+        directories = parts.directories
+        return Choice(
+            [_environment(settings, parts)],
+            None,
+            local,
+            lambda digest, uid: str(directories.environment(digest, uid)),
+        )
+
+    def place_of(digest: str, uid: str) -> str:
+        return f"{settings.registry}/environments:{digest}-{uid}"
+
     cluster = await _cluster(settings, stack)
     backends = [
         await _open(name, settings, parts, cluster, stack) for name in settings.build_backends
     ]
     if _IMAGES.isdisjoint(settings.build_backends):
-        return Choice(backends, None, local)
+        return Choice(backends, None, local, place_of)
     registries = cluster.registries
     given = GivenImages(settings.functions_repository, registries.may_ask(), registries.digest)
-    return Choice(backends, given, local)
+    return Choice(backends, given, local, place_of)
 
 
 async def _cluster(settings: Settings, stack: AsyncExitStack) -> _Cluster:
@@ -79,8 +89,8 @@ async def _base_python(settings: Settings, registries: Registries) -> str:
     from libs.registry import RegistryError, Unreachable
     from services.builder.backends.base_python import base_python
 
-    if not settings.base_image:
-        return ""  # of Go alone
+    if not settings.base_image or settings.build_backends == ("layers",):
+        return ""  # Go alone, or found out by whoever needs it
     repository, reference = registries.repository(settings.base_image)
     deadline = asyncio.get_running_loop().time() + _BASE_SECONDS
     while True:
@@ -107,9 +117,31 @@ async def _base_python(settings: Settings, registries: Registries) -> str:
 async def _open(
     name: str, settings: Settings, parts: Parts, cluster: _Cluster, stack: AsyncExitStack
 ) -> Backend:
+    if name == "layers":
+        return _open_layers(settings, parts, stack)
     if name == "kaniko":
         return await _open_kaniko(settings, parts, cluster, stack)
     return BundleBackend(cluster.target, parts.interpreters, parts.locks, parts.limits)
+
+
+def _open_layers(settings: Settings, parts: Parts, stack: AsyncExitStack) -> Backend:
+    from services.builder.backends.layers.opened import open_layers
+
+    return open_layers(
+        stack,
+        registry=settings.registry,
+        insecure=settings.registry_insecure,
+        auth=Path(settings.registry_auth) if settings.registry_auth else None,
+        base_image=settings.base_image,
+        platform=settings.base_platform,
+        build_timeout=settings.build_timeout,
+        at_once=settings.concurrent_installs,
+        uv=parts.uv,
+        catalog=parts.catalog,
+        found=parts.interpreters,
+        locks=parts.locks,
+        limits=parts.limits,
+    )
 
 
 async def _open_kaniko(
