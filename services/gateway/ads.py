@@ -1,5 +1,7 @@
 """The xDS server: clusters over delta ADS, each with the rest of its lease as its TTL.
 
+Endpoints that move are resources of their own; Envoy asks for them when it has their cluster.
+
 https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#ttl
 """
 
@@ -8,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import structlog
@@ -25,7 +28,7 @@ from services.gateway.snapshot import (
     Sent,
     Watch,
 )
-from services.gateway.xds import CLUSTER_TYPE
+from services.gateway.xds import CLUSTER_TYPE, ENDPOINT_TYPE
 
 log = structlog.get_logger()
 
@@ -78,10 +81,13 @@ class _Stream:
         self._watch: Watch | None = None
         self._subscribed = asyncio.Event()
         self._sent: dict[str, Sent] = {}
+        # The endpoints that Envoy asked for, as it has them; None: not yet.
+        self._endpoints: dict[str, bytes | None] = {}
         self._nonces = itertools.count(1)
         self._acks = AckTracker(self._on_ack)
         self._forward = acked
         self._quiet_until = 0.0
+        self._quiet: deque[Epoch] = deque()
 
     def close(self) -> None:
         if self._watch is not None:
@@ -89,10 +95,10 @@ class _Stream:
 
     async def read(self, requests: AsyncIterator[Proto]) -> None:
         async for request in requests:
-            if request.type_url != CLUSTER_TYPE:
-                continue
-            if self._watch is None:
+            if request.type_url == CLUSTER_TYPE and self._watch is None:
                 self._begin(request)
+            elif request.type_url == ENDPOINT_TYPE:
+                self._subscribe(request)
             if request.response_nonce:
                 if request.HasField("error_detail"):
                     # Requests to what it refused are held and served by the control process.
@@ -107,6 +113,14 @@ class _Stream:
             self._watch.add(name)
         self._subscribed.set()
 
+    def _subscribe(self, request: Proto) -> None:
+        for name in request.resource_names_unsubscribe:
+            self._endpoints.pop(name, None)
+        for name in request.resource_names_subscribe:
+            self._endpoints[name] = None
+            if self._watch is not None:
+                self._watch.add(name)
+
     async def responses(self, reading: asyncio.Task[None]) -> AsyncIterator[Proto]:
         subscribed = asyncio.create_task(self._subscribed.wait())
         await asyncio.wait([reading, subscribed], return_when=asyncio.FIRST_COMPLETED)
@@ -116,35 +130,71 @@ class _Stream:
         while watch is not None and not reading.done():
             names = watch.take(BATCH)
             epoch = self._cache.epoch
-            response = self._response(names)
-            if first or response.resources or response.removed_resources:
-                # The first one is sent even when it is empty: Envoy listens once it has it.
-                first = False
-                partial = len(names) == BATCH
-                self._acks.sent(
-                    response.nonce, None if partial else epoch, bool(response.removed_resources)
-                )
+            partial = len(names) == BATCH
+            # The first one is sent even when it is empty: Envoy listens once it has it.
+            made = list(self._responses(names, always=first))
+            first = False
+            for response in made:
+                reached = None if partial or response is not made[-1] else epoch
+                # An endpoint that is new to Envoy may have taken another one's place.
+                removed = bool(response.removed_resources) or response.type_url == ENDPOINT_TYPE
+                self._acks.sent(response.nonce, reached, removed)
                 yield response
-            elif not names:
+            if not made and not partial:
                 self._acks.reached(epoch)
-            if len(names) < BATCH:
+            if not partial:
                 changed = asyncio.create_task(watch.wait())
                 await asyncio.wait([reading, changed], return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
 
-    def _response(self, names: list[str]) -> Proto:
+    def _responses(self, names: list[str], *, always: bool) -> Iterator[Proto]:
+        """Yield what is new of clusters, then of their endpoints."""
+        clusters = self._clusters_response(names)
+        if always or clusters.resources or clusters.removed_resources:
+            yield clusters
+        endpoints = self._endpoints_response(names)
+        if endpoints.resources:
+            yield endpoints
+
+    def _clusters_response(self, names: list[str]) -> Proto:
         now = time.time()
-        response = DeltaDiscoveryResponse(type_url=CLUSTER_TYPE, nonce=str(next(self._nonces)))
+        response = self._empty(CLUSTER_TYPE)
         for name in names:
             entry = self._cache.get(name)
+            sent = self._sent.get(name)
             if entry is None or entry.expires <= now:
                 if self._sent.pop(name, None) is not None:
                     response.removed_resources.append(name)
                 continue
-            response.resources.append(resource(name, entry, self._sent.get(name), now))
+            if sent is not None and sent.is_all_of(entry):
+                continue
+            made = resource(name, entry, sent, now)
+            response.resources.append(made)
             self._sent[name] = Sent(entry.version, entry.expires)
-        response.system_version_info = str(self._cache.epoch.version)
+            if made.HasField("resource") and name in self._endpoints:
+                # A cluster that is sent anew waits for its endpoints anew.
+                self._endpoints[name] = None
         return response
+
+    def _endpoints_response(self, names: list[str]) -> Proto:
+        response = self._empty(ENDPOINT_TYPE)
+        for name in names:
+            entry = self._cache.get(name)
+            if entry is None or not entry.endpoints or name not in self._endpoints:
+                continue
+            if self._endpoints[name] != entry.endpoints:
+                self._endpoints[name] = entry.endpoints
+                made = Resource(name=name, version=str(entry.version))
+                made.resource.CopyFrom(AnyMessage(type_url=ENDPOINT_TYPE, value=entry.endpoints))
+                response.resources.append(made)
+        return response
+
+    def _empty(self, type_url: str) -> Proto:
+        return DeltaDiscoveryResponse(
+            type_url=type_url,
+            nonce=str(next(self._nonces)),
+            system_version_info=str(self._cache.epoch.version),
+        )
 
     def _on_ack(self, epoch: Epoch, removed: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -152,7 +202,9 @@ class _Stream:
         if removed:
             self._quiet_until = now + WORKERS_SECONDS
         if self._quiet_until > now:
-            loop.call_at(self._quiet_until, self._forward, epoch)
+            # Timers of the same moment fire in any order; epochs are forwarded in theirs.
+            self._quiet.append(epoch)
+            loop.call_at(self._quiet_until, lambda: self._forward(self._quiet.popleft()))
         else:
             self._forward(epoch)
 

@@ -15,7 +15,7 @@ from services.gateway.endpoints import Names, addresses
 from services.gateway.protos import Proto
 from services.gateway.routes import Entry, RouteTable, is_between_endpoints, needs_cluster
 from services.gateway.snapshot import ClusterCache, Epoch
-from services.gateway.xds import cluster, parked
+from services.gateway.xds import assignment, cluster, moves, parked
 
 log = structlog.get_logger()
 
@@ -120,29 +120,30 @@ class LiveRoutes:
             self._wake(function_id)
 
     def _publish(self, function_id: str) -> None:
-        made, expires = self._cluster_of(function_id)
-        if made is None:
+        entry = self._table.get(function_id)
+        now = time.time()
+        made: Proto | None = None
+        endpoints = b""
+        if entry is None:
+            pass
+        elif is_between_endpoints(entry, now) and self._cache.get(function_id) is not None:
+            http2 = entry.route.protocol == Protocol.PROTOCOL_HTTP2
+            made = parked(entry.route, self._hold_http2 if http2 else self._hold)
+        elif needs_cluster(entry, now) and (found := self._reached_at(entry.route)):
+            made = cluster(entry.route, found, self._idle_seconds)
+            if moves(found):
+                endpoints = _bytes(assignment(entry.route, found))
+        if entry is None or made is None:
             self._cache.delete(function_id)
         else:
-            self._cache.put(function_id, made.SerializeToString(deterministic=True), expires)
+            self._cache.put(function_id, _bytes(made), entry.expires, endpoints)
 
-    def _cluster_of(self, function_id: str) -> tuple[Proto | None, float]:
-        entry = self._table.get(function_id)
-        if entry is None:
-            return None, 0.0
-        now = time.time()
-        if is_between_endpoints(entry, now) and self._cache.get(function_id) is not None:
-            http2 = entry.route.protocol == Protocol.PROTOCOL_HTTP2
-            return parked(entry.route, self._hold_http2 if http2 else self._hold), entry.expires
-        if not needs_cluster(entry, now):
-            return None, 0.0
+    def _reached_at(self, route: Route) -> list[Address]:
         try:
-            found = self._names.resolve(addresses(entry.route))
+            return self._names.resolve(addresses(route))
         except ValueError as error:
-            log.error("route_refused", function=function_id, detail=str(error))
-            return None, 0.0
-        made = cluster(entry.route, found, self._idle_seconds) if found else None
-        return made, entry.expires
+            log.error("route_refused", function=route.function_id, detail=str(error))
+            return []
 
     def _name_changed(self, host: str) -> None:
         for entry in self._table:
@@ -154,3 +155,7 @@ class LiveRoutes:
         for future in self._waiting.pop(function_id, ()):
             if not future.done():
                 future.set_result(None)
+
+
+def _bytes(made: Proto) -> bytes:
+    return made.SerializeToString(deterministic=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
-from envoy.config.core.v3 import address_pb2, protocol_pb2
+from envoy.config.core.v3 import address_pb2, config_source_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
@@ -21,6 +21,7 @@ Address: Proto = address_pb2.Address
 CircuitBreakers: Proto = circuit_breaker_pb2.CircuitBreakers
 Cluster: Proto = cluster_pb2.Cluster
 ClusterLoadAssignment: Proto = endpoint_pb2.ClusterLoadAssignment
+ConfigSource: Proto = config_source_pb2.ConfigSource
 DeltaDiscoveryResponse: Proto = discovery_pb2.DeltaDiscoveryResponse
 Endpoint: Proto = endpoint_components_pb2.Endpoint
 Http1ProtocolOptions: Proto = protocol_pb2.Http1ProtocolOptions

@@ -13,11 +13,15 @@ HEARTBEAT_MARGIN = 0.5
 
 @dataclass(frozen=True)
 class Entry:
-    """A cluster: its serialized form, the count of its changes, and its end in Unix time."""
+    """A cluster: its serialized form, the count of its changes, and its end in Unix time.
+
+    `endpoints`: its ClusterLoadAssignment, where that is not in the cluster itself.
+    """
 
     body: bytes
     version: int
     expires: float
+    endpoints: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,15 @@ class ClusterCache:
         """Return the names of all clusters."""
         return list(self._entries)
 
-    def put(self, name: str, body: bytes, expires: float) -> None:
+    def put(self, name: str, body: bytes, expires: float, endpoints: bytes = b"") -> None:
         """Set a cluster; nothing happens where it is as it was."""
         known = self._entries.get(name)
-        if known is not None and known.body == body and known.expires == expires:
-            return
         self._changes += 1
         version = known.version if known is not None and known.body == body else self._changes
-        self._entries[name] = Entry(body, version, expires)
+        made = Entry(body, version, expires, endpoints)
+        if made == known:
+            return
+        self._entries[name] = made
         self._notify(name)
 
     def delete(self, name: str) -> None:
@@ -119,6 +124,10 @@ class Sent:
 
     version: int
     expires: float
+
+    def is_all_of(self, entry: Entry) -> bool:
+        """Whether nothing of the cluster, its endpoints aside, is new."""
+        return (self.version, self.expires) == (entry.version, entry.expires)
 
 
 class AckTracker:

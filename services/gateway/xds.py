@@ -17,6 +17,7 @@ from services.gateway.protos import (
     CircuitBreakers,
     Cluster,
     ClusterLoadAssignment,
+    ConfigSource,
     Endpoint,
     Http1ProtocolOptions,
     Http2ProtocolOptions,
@@ -32,6 +33,7 @@ from services.gateway.protos import (
 )
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+ENDPOINT_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNBOUNDED = UInt32Value(value=1_000_000)  # instances are bounded by the driver
 _BUFFER = UInt32Value(value=256 * 1024)
@@ -42,15 +44,28 @@ _CONNECT = Duration(seconds=5)
 # What is gone from the network does not refuse: it says nothing. A lost SYN is sent again after
 # 1 s (RFC 6298), which a new try does as well.
 _CONNECT_OVER_NETWORK = Duration(seconds=1)
+# Without a time limit: until they are there the control process has the function's requests.
+_ENDPOINTS_BY_ADS = ConfigSource(
+    ads={}, resource_api_version="V3", initial_fetch_timeout=Duration(seconds=0)
+)
 
 
 def cluster(route: Route, addresses: Sequence[Address], idle_seconds: float) -> Proto:
     """Return the envoy.config.cluster.v3.Cluster of a function that is reached at `addresses`.
 
-    Its name is the function's id. `idle_seconds` is how long an unused connection is kept.
+    Its name is the function's id. `idle_seconds` is how long an unused connection is kept. Where
+    its endpoints move, they are not in it (see `assignment`), so that the cluster stays when they
+    do: a load report counts the open requests of clusters that are there.
     """
-    made = _cluster(route, addresses)
-    made.connect_timeout.CopyFrom(_CONNECT_OVER_NETWORK if moves(addresses) else _CONNECT)
+    if moves(addresses):
+        made = _cluster(route)
+        made.type = Cluster.EDS
+        made.lb_policy = Cluster.LEAST_REQUEST
+        made.connect_timeout.CopyFrom(_CONNECT_OVER_NETWORK)
+        made.eds_cluster_config.eds_config.CopyFrom(_ENDPOINTS_BY_ADS)
+    else:
+        made = _cluster(route)
+        made.load_assignment.CopyFrom(assignment(route, addresses))
     if limit := route.timeout.ToMilliseconds():
         made.metadata.filter_metadata[METADATA].update({TIMEOUT: str(limit)})
     common = HttpProtocolOptions(idle_timeout=Duration(nanos=0))
@@ -68,7 +83,8 @@ def parked(route: Route, hold: Address) -> Proto:
     Requests that Envoy is trying again meanwhile then reach the control process, as they would
     without a cluster had they come later.
     """
-    made = _cluster(route, [hold])
+    made = _cluster(route)
+    made.load_assignment.CopyFrom(assignment(route, [hold]))
     common = HttpProtocolOptions()
     common.max_requests_per_connection.value = 1  # the connection becomes the function's own
     made.typed_extension_protocol_options[_OPTIONS].Pack(_options(route, common, None))
@@ -81,8 +97,8 @@ def moves(addresses: Sequence[Address]) -> bool:
     return len(addresses) > 1 or not (first.path or ipaddress.ip_address(first.host).is_loopback)
 
 
-def _cluster(route: Route, addresses: Sequence[Address]) -> Proto:
-    made = Cluster(
+def _cluster(route: Route) -> Proto:
+    return Cluster(
         name=route.function_id,
         type=Cluster.STATIC,
         connect_timeout=_CONNECT,
@@ -97,11 +113,7 @@ def _cluster(route: Route, addresses: Sequence[Address]) -> Proto:
                 )
             ]
         ),
-        load_assignment=assignment(route, addresses),
     )
-    if len(addresses) > 1:
-        made.lb_policy = Cluster.LEAST_REQUEST
-    return made
 
 
 def assignment(route: Route, addresses: Sequence[Address]) -> Proto:

@@ -27,6 +27,11 @@ def refusing_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def reports(gateway: Running) -> list[int]:
+    """How many requests were open in each of the last reports, of which there are three."""
+    return [report.in_flight for report in gateway.deployer.activity][-3:]
+
+
 async def clusters(gateway: Running) -> list[str]:
     return await function_clusters(gateway.settings.socket("admin"))
 
@@ -232,12 +237,17 @@ async def test_a_stream_outlives_the_change_of_endpoints(gateway: Running) -> No
         request.writer.write(b"0\r\n\r\n")
 
     async with serve("127.0.0.2:0", answer) as one, serve("127.0.0.3:0") as two:
-        await gateway.deployer.put(route("f", one.endpoint, others=[one.endpoint]))
+        nobody = f"tcp:127.0.0.4:{refusing_port()}"
+        await gateway.deployer.put(route("f", one.endpoint, others=[nobody]))
         await warm(gateway, "f")
         asking = asyncio.create_task(gateway.http.get("/f/f/stream"))
         await begun.wait()
+        await gateway.deployer.until(lambda: gateway.deployer.in_flight("f") == 1)
         await gateway.deployer.put(route("f", one.endpoint, others=[two.endpoint]))
-        await gateway.deployer.put(route("f", two.endpoint, state=State.STATE_READY))
+        await gateway.http.get("/f/f/")
+        gateway.deployer.activity.clear()
+        await gateway.deployer.until(lambda: reports(gateway) == [1, 1, 1])
+        await gateway.deployer.put(route("f", two.endpoint, others=[nobody]))
         await gateway.deployer.put(route("f", "", state=State.STATE_IDLE, cold=True))
         go_on.set()
         assert (await asking).text == "one two"

@@ -25,7 +25,7 @@ from services.gateway.envoy_config import PUBLIC_SERVICES, Inputs
 from services.gateway.errors import NOT_FOUND
 from services.gateway.target import Target, target_of
 from services.gateway.transcode import path_pattern, response_bodies
-from services.gateway.xds import cluster
+from services.gateway.xds import assignment, cluster
 from tests.gateway.deployer import route
 
 CONTRACTS = FileDescriptorSet.FromString(
@@ -149,8 +149,9 @@ def test_a_cluster_has_all_endpoints_and_their_host() -> None:
     several = route("a", "tcp:10.0.0.1:80")
     several.endpoints[:] = ["tcp:10.0.0.1:80", "tcp:10.0.0.2:80"]
     several.host = "fn-1.functions.svc.cluster.local"
-    made = cluster(several, addresses(several), 2.0)
-    found = [one.endpoint for one in made.load_assignment.endpoints[0].lb_endpoints]
+    assert not cluster(several, addresses(several), 2.0).HasField("load_assignment")
+    made = assignment(several, addresses(several))
+    found = [one.endpoint for one in made.endpoints[0].lb_endpoints]
     assert [e.address.socket_address.address for e in found] == ["10.0.0.1", "10.0.0.2"]
     assert {e.hostname for e in found} == {"fn-1.functions.svc.cluster.local"}
 
