@@ -136,6 +136,7 @@ class Deployer:
         self.replicas = Replicas(
             store, replica, lookup, self.restoration, self.wakeups, self.take_rows,
             self.reconciler.look, self.journal.drained, self.gateways.all_taken,
+            self.gateways.inventories,
         )  # fmt: skip
         traces = Traces(store)
         # Untraced: a span for each export of spans would itself be exported, without end.
@@ -165,7 +166,7 @@ class Deployer:
             self.take_rows, self._routes_taken,
         )  # fmt: skip
         self.reclaimer = ReclaimerService(
-            store, self.catalog, driver, self.gateways, reclamation, self.restored
+            store, self.catalog, driver, self.replicas.inventories, reclamation, self.restored
         )
 
     def take_rows(self, rows: Sequence[FunctionRow]) -> None:

@@ -14,6 +14,7 @@ log = structlog.get_logger()
 
 _EVERY_SECONDS = 10.0
 _GATEWAY_LOST = timedelta(seconds=60)
+_ANSWER_LOST = timedelta(seconds=60)
 _COUNT = 500
 
 
@@ -24,10 +25,16 @@ async def keep_house(store: Store, activity: Activity, retention: timedelta) -> 
         await asyncio.sleep(every)
         try:
             await activity.forget_lost(_GATEWAY_LOST)
+            await _forget_answers(store)
             while await _forget(store, retention) == _COUNT:
                 pass
         except StoreUnavailable as error:
             log.warning("housekeeping_put_off", error=str(error))
+
+
+async def _forget_answers(store: Store) -> None:
+    async with store.connection() as connection:
+        await store.queries.forget_inventories(connection, after=_ANSWER_LOST)
 
 
 async def _forget(store: Store, retention: timedelta) -> int:

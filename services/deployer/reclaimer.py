@@ -34,7 +34,7 @@ from services.deployer.drivers.base import Driver
 from services.deployer.drivers.base import Resource as Found
 from services.deployer.events import utcnow
 from services.deployer.lookup import Lookup
-from services.deployer.routes import Gateways
+from services.deployer.replicas import Inventories
 from services.deployer.rows import ENDED, FunctionRow, row_of
 from services.deployer.spans import end_root, span_of
 from services.deployer.view import timestamp
@@ -262,14 +262,14 @@ class ReclaimerService(ReclaimerServiceServicer):
         store: Store,
         catalog: Catalog,
         driver: Driver,
-        gateways: Gateways,
+        inventories: Callable[[], Awaitable[Inventories]],
         reclamation: Reclamation,
         restored: asyncio.Event,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._driver = driver
-        self._gateways = gateways
+        self._inventories = inventories
         self._reclamation = reclamation
         self._restored = restored
 
@@ -321,7 +321,7 @@ class ReclaimerService(ReclaimerServiceServicer):
         a row exists before anything of its function does, so what has no row then is an orphan.
         """
         found, (inventories, silent) = await asyncio.gather(
-            self._driver.list_resources(), self._gateways.inventories()
+            self._driver.list_resources(), self._inventories()
         )
         wanted = list(request.uids) or None
         async with self._store.connection() as connection:

@@ -18,6 +18,9 @@ from services.deployer.wakeups import Wakeups
 
 log = structlog.get_logger()
 
+Inventories = tuple[dict[str, list[str]], list[str]]
+"""Functions by gateway, and the gateways that did not answer."""
+
 CHANNEL = "mayfly_functions"
 _WITHIN = timedelta(seconds=30)
 _ACK_SECONDS = 2.0
@@ -28,7 +31,8 @@ class Replicas:
 
     A payload is the writer, a kind, and text. Kinds: "r" routes or deadlines may have changed and
     "e" there are only new events (text: uids, separated by commas), "g" the writer has other
-    gateways than before, "w" asks for an answer "a" once the gateways have taken all so far.
+    gateways than before, "w" asks for an answer "a" once the gateways have taken all so far, "i"
+    for one once the functions in the gateways' Envoys are written down.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Replicas:
         look: Callable[[], None],
         written: Callable[[], Awaitable[None]],
         local_taken: Callable[[], Awaitable[str]],
+        local_inventories: Callable[[], Awaitable[Inventories]],
     ) -> None:
         self._store = store
         self._name = name
@@ -52,6 +57,7 @@ class Replicas:
         self._look = look
         self._written = written
         self._local_taken = local_taken
+        self._local_inventories = local_inventories
         self._others: set[str] = set()
         self._questions = itertools.count(1)
         self._answers: dict[str, set[str]] = {}
@@ -62,8 +68,25 @@ class Replicas:
         """Wait until the gateways of all replicas have taken all so far, for a bounded time."""
         if not self._others:
             return await self._local_taken()
-        mine, theirs = await asyncio.gather(self._local_taken(), self._ask())
-        return f"{mine}; {theirs}"
+        mine, (heard, asked) = await asyncio.gather(self._local_taken(), self._ask("w"))
+        return f"{mine}; {len(heard)} of {len(asked)} other replicas"
+
+    async def inventories(self) -> Inventories:
+        """Return the functions in the Envoys of all replicas' gateways, and who did not answer."""
+        if not self._others:
+            return await self._local_inventories()
+        question = self._question()
+        (found, silent), (heard, asked) = await asyncio.gather(
+            self._local_inventories(), self._ask("i", question)
+        )
+        async with self._store.connection() as connection:
+            records = self._store.queries.take_inventories(connection, question=question)
+            async for record in records:
+                if record["function_ids"] is None:
+                    silent.append(record["gateway"])
+                else:
+                    found[record["gateway"]] = record["function_ids"]
+        return found, [*silent, *(f"the gateways of {replica}" for replica in asked - heard)]
 
     def announce_gateway(self, gateway: str) -> None:
         """Have it said that a gateway is connected to this replica."""
@@ -112,6 +135,8 @@ class Replicas:
             await self._find_others()
         elif kind == "w":
             self._in_background(self._answer(text))
+        elif kind == "i":
+            self._in_background(self._answer_inventories(text))
         elif kind == "a" and text in self._answers:
             async with self._answered:
                 self._answers[text].add(writer)
@@ -124,15 +149,19 @@ class Replicas:
             )
             self._others = {record["replica"] async for record in records}
 
-    async def _ask(self) -> str:
+    def _question(self) -> str:
+        return f"{self._name}/{next(self._questions)}"
+
+    async def _ask(self, kind: str, question: str = "") -> tuple[set[str], set[str]]:
+        """Ask the other replicas; return which of them answered in time, and which were asked."""
         # What others have to take is notified when it is written, so the question comes after.
         await self._written()
         others = set(self._others)
-        question = f"{self._name}/{next(self._questions)}"
+        question = question or self._question()
         heard = self._answers[question] = set[str]()
         try:
             async with self._store.connection() as connection:
-                await self._store.notify(connection, CHANNEL, f"{self._name} w {question}")
+                await self._store.notify(connection, CHANNEL, f"{self._name} {kind} {question}")
             async with asyncio.timeout(_ACK_SECONDS), self._answered:
                 await self._answered.wait_for(lambda: heard >= others)
         except TimeoutError:
@@ -140,13 +169,24 @@ class Replicas:
             await self._find_others()
         finally:
             del self._answers[question]
-        return f"{len(heard)} of {len(others)} other replicas"
+        return heard, others
 
     async def _announce(self, gateway: str) -> None:
         async with self._store.connection() as connection:
             queries = self._store.queries
             await queries.seen_gateway(connection, gateway=gateway, replica=self._name)
             await self._store.notify(connection, CHANNEL, f"{self._name} g {gateway}")
+
+    async def _answer_inventories(self, question: str) -> None:
+        found, silent = await self._local_inventories()
+        # Several gateways may have one name for a moment, when one has just taken another's place.
+        told = {**found, **dict.fromkeys(silent)}
+        async with self._store.transaction() as connection:
+            for gateway, ids in told.items():
+                await self._store.queries.write_inventory(
+                    connection, question=question, gateway=gateway, function_ids=ids
+                )
+            await self._store.notify(connection, CHANNEL, f"{self._name} a {question}")
 
     async def _answer(self, question: str) -> None:
         await self._local_taken()

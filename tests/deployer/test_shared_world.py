@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from mayfly.v1 import route_pb2
+from mayfly.v1 import reclaimer_pb2, route_pb2
 from mayfly.v1.function_pb2 import State
 
 from services.deployer.drivers.base import Endpoint
@@ -118,3 +118,23 @@ async def _instances(deployer: Running, count: int) -> bool:
 
 async def _state(deployer: Running, state: State.ValueType) -> bool:
     return (await deployer.get("hello")).state == state
+
+
+async def test_routes_in_gateways_of_other_replicas_are_looked_at(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    one = await start("one", driver=world)
+    other = RecordingDriver(world.directory, world.functions, reserves=False, shared=True)
+    two = await start("two", driver=other)
+    gateway = Gateway(two, "far")
+    gateway.leftovers.append("stray")
+    await gateway.until(lambda: gateway.complete)
+
+    async def found() -> bool:
+        request = reclaimer_pb2.ListResourcesRequest()
+        parts = [part async for part in one.reclaimer.ListResources(request)]
+        assert "Envoy of far: no answer" not in parts[-1].looked_at
+        return any(r.id == "far/stray" and r.orphan for part in parts for r in part.resources)
+
+    await eventually(found)
+    await gateway.leave()

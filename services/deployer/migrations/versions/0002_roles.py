@@ -1,4 +1,4 @@
-"""Roles: what one replica at a time does for all."""
+"""Roles: what one replica at a time does for all. Inventories: what replicas tell each other."""
 
 from alembic import op
 
@@ -15,6 +15,18 @@ def upgrade() -> None:
           role text PRIMARY KEY,
           replica text NOT NULL,
           held_until timestamptz NOT NULL
+        )
+        """
+    )
+    # Lives for the moment between a question and its answer.
+    op.execute(
+        """
+        CREATE UNLOGGED TABLE inventories (
+          question text NOT NULL,
+          gateway text NOT NULL,
+          function_ids text[],
+          time timestamptz NOT NULL DEFAULT now(),
+          PRIMARY KEY (question, gateway)
         )
         """
     )
