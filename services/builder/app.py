@@ -70,7 +70,7 @@ async def serve(
         )
         server.add(
             reclaimer_pb2_grpc.add_ReclaimerServiceServicer_to_server,
-            ReclaimerService(ledger, removal, choice, directories, changes),
+            ReclaimerService(ledger, removal, choice, changes),
         )
         try:
             address = await server.start()

@@ -28,7 +28,6 @@ from libs.store import Record, StoreUnavailable
 from services.builder.backends.base import ARTEFACT, ENVIRONMENT, IMAGE, Thing, World
 from services.builder.changes import Changes
 from services.builder.choice import Choice
-from services.builder.directories import Directories
 from services.builder.failures import BuildFailed
 from services.builder.ledger import Ledger
 from services.builder.removal import Removal
@@ -53,14 +52,11 @@ class ReclaimerService(ReclaimerServiceServicer):
         ledger: Ledger,
         removal: Removal,
         choice: Choice,
-        directories: Directories,
         changes: Changes,
     ) -> None:
-        """`directories` tells where an environment's row has it."""
         self._ledger = ledger
         self._removal = removal
         self._choice = choice
-        self._directories = directories
         self._changes = changes
 
     async def WatchDeadlines(
@@ -167,7 +163,8 @@ class ReclaimerService(ReclaimerServiceServicer):
         rows = await self._ledger.end_environments([(_last(t.name), t.uid) for t in targets])
         failed: dict[str, str] = {}
         for row in rows:
-            if row["due"] and (why := await self._choice.remove_thing(self._environment(row))):
+            thing = self._choice.environment_of(row["digest"], row["uid"])
+            if row["due"] and (why := await self._choice.remove_thing(thing)):
                 failed[row["uid"]] = why
         gone = [
             (row["digest"], row["uid"]) for row in rows if row["due"] and row["uid"] not in failed
@@ -177,7 +174,7 @@ class ReclaimerService(ReclaimerServiceServicer):
         outcomes: dict[tuple[str, str], ReclaimOutcome] = {}
         for row in rows:
             name = f"{ENVIRONMENTS}{row['digest']}"
-            thing = self._environment(row)
+            thing = self._choice.environment_of(row["digest"], row["uid"])
             resource = Resource(type=ENVIRONMENT, id=thing.id, owner=name, uid=row["uid"])
             outcome = outcome_of(name, row, resource, failed.get(row["uid"]))
             outcomes[outcome.name, outcome.uid] = outcome
@@ -225,10 +222,6 @@ class ReclaimerService(ReclaimerServiceServicer):
                 fix=error.fix,
                 code=StatusCode.UNAVAILABLE,
             ) from error
-
-    def _environment(self, row: Record) -> Thing:
-        path = self._directories.environment(row["digest"], row["uid"])
-        return Thing(ENVIRONMENT, str(path), row["digest"], row["uid"])
 
 
 def deadline_of(row: Record) -> Deadline:

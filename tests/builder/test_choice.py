@@ -119,7 +119,7 @@ def order(tmp_path: Path) -> Order:
 
 def choice(directories: Directories, *backends: Recorded, images: bool = True) -> Choice:
     given = GivenImages(REPOSITORY, {"registry.test:5000"}, nobody_answers) if images else None
-    return Choice(backends, given, Local(directories))
+    return Choice(backends, given, Local(directories), lambda digest, uid: f"{digest}.{uid}")
 
 
 async def test_the_next_goes_on_where_one_cannot(directories: Directories, order: Order) -> None:
@@ -212,7 +212,9 @@ async def test_images_of_one_repository_are_listed_once(directories: Directories
     assert await both.remove_thing(images[0]) == ""
     assert await both.remove_thing(Thing("pod", "p", "", "")) == ""
     assert (layers.asked, kaniko.asked) == (["remove image"], ["remove pod"])
-    assert "environment" in await both.remove_thing(Thing("environment", "/", "", ""))
+    assert await both.remove_thing(both.environment_of("d", "u")) == ""
+    assert layers.asked[-1] == "remove environment"
+    assert "artefact" in await both.remove_thing(Thing("artefact", "/", "", ""))
 
 
 async def test_a_given_image_is_taken_as_it_is_where_nobody_may_be_asked(
