@@ -27,7 +27,7 @@ from services.deployer.activity import Activity
 from services.deployer.builds import Builds
 from services.deployer.catalog import Catalog
 from services.deployer.config import Settings
-from services.deployer.drivers.base import Driver
+from services.deployer.drivers.base import Driver, Scales
 from services.deployer.drivers.choice import driver_of
 from services.deployer.effective import Defaults
 from services.deployer.events import utcnow
@@ -44,6 +44,7 @@ from services.deployer.restoration import Restoration, until_done
 from services.deployer.role import Role
 from services.deployer.routes import Gateways, RouteService
 from services.deployer.rows import FunctionRow
+from services.deployer.scaler import Scaler
 from services.deployer.service import FunctionService, Rules
 from services.deployer.steps import Tools
 from services.deployer.traces import Traces, TraceSink
@@ -126,6 +127,14 @@ class Deployer:
         terms = Terms(settings.target, replica, settings.claim, settings.concurrent_steps)
         self.reconciler = Reconciler(store, self.catalog, tools, terms)
         self.instances = Instances(self.journal, self.reconciler.look)
+        self.scaler = (
+            Scaler(
+                store, driver, self.journal, viewpoint.defaults, settings.target,
+                self._routes_taken,
+            )
+            if isinstance(driver, Scales)
+            else None
+        )  # fmt: skip
         self.role = Role(store, f"driver of {settings.target}", replica)
         self.restoration = Restoration(
             store, driver, self.journal, viewpoint, settings.target, tools.reserved,
@@ -230,7 +239,14 @@ class Deployer:
             await self._take_notifications()
             return
         await self.restored.wait()
-        await self.role.run(lambda: until_done(lambda: self._take_notifications(), "follow"))
+        await self.role.run(self._lead)
+
+    async def _lead(self) -> None:
+        """What one replica at a time does for all."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(until_done(self._take_notifications, "follow"))
+            if self.scaler is not None:
+                group.create_task(self.scaler.run())
 
     async def _take_notifications(self) -> None:
         await follow(self.driver, self.instances, self.restoration.wanted, self._restore_again)

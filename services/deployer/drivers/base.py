@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Kind = Literal["handler", "go_handler", "script", "image"]
 
@@ -307,6 +307,7 @@ class Driver(Protocol):
     async def remove_resource(self, resource: Resource) -> None: ...
 
 
+@runtime_checkable
 class Scales(Driver, Protocol):
     """A driver that is told how many instances a function has; see services/deployer/scaler.py."""
 
