@@ -264,11 +264,9 @@ async def test_a_step_that_fails_is_told_with_its_output(world: World) -> None:
     assert "so it goes" in world.told.lines
 
 
-def waits(world: World) -> Order:
-    """Return an order whose build waits for a file that never comes."""
-    dockerfile = (
-        f"FROM {world.cluster.static_image}\nRUN echo it waits; while :; do sleep 1; done\n"
-    )
+def waits(world: World, seconds: int = 600) -> Order:
+    """Return an order whose build takes some time."""
+    dockerfile = f"FROM {world.cluster.static_image}\nRUN echo it waits; sleep {seconds}\n"
     return world.order(archive(Dockerfile=dockerfile), "archive")
 
 
