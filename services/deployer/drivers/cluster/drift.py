@@ -172,7 +172,10 @@ class Drift:
         for manifest in self._desired(workload):
             kind = kind_of(manifest)
             name = manifest["metadata"]["name"]
-            found = self._world.one(kind, name)
+            if difference(manifest, self._world.one(kind, name)) is None:
+                continue
+            # What is remembered may be older than what was applied a moment ago.
+            found = await self._world.cluster.get(kind, self._world.settings.namespace, name)
             what = difference(manifest, found)
             if what is None:
                 continue

@@ -13,6 +13,7 @@ from libs.kube.errors import Invalid, KubeError, NotFound
 from libs.kube.kinds import Manifest
 from services.deployer.drivers.base import LogLine
 from services.deployer.drivers.cluster import names, pods
+from services.deployer.drivers.cluster.failures import FAILURE_PREFIX
 from services.deployer.drivers.cluster.world import World
 
 log = structlog.get_logger()
@@ -154,6 +155,8 @@ class _Reader:
             return
         self._last = at
         self._since = datetime.fromtimestamp(int(time), UTC)
+        if text.startswith(FAILURE_PREFIX):
+            return  # for the platform, which tells it in its own words
         taken, dropped = self._budget.take(time)
         if dropped:
             self._say(time, f"({dropped} lines dropped: more than {LINES_PER_SECOND} a second)")

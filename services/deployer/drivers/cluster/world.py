@@ -21,7 +21,8 @@ from services.deployer.drivers.cluster.settings import ClusterSettings
 log = structlog.get_logger()
 
 _READY_SECONDS = 20.0
-_GONE_SECONDS = 30.0
+_GONE_SECONDS = 45.0
+_FORCE_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
 _LOG_SECONDS = 5.0
 _POD_GRACE = 1
@@ -126,7 +127,7 @@ class World:
     async def remove(self, uids: Collection[str]) -> dict[str, list[Resource]]:
         """Delete all that these functions have, and wait until it is gone.
 
-        Raises DriverUnavailable where something is still there after half a minute.
+        Raises DriverUnavailable where something is still there after three quarters of a minute.
         """
         removed: dict[str, list[Resource]] = {uid: [] for uid in uids}
         ordered = list(removed)
@@ -149,8 +150,13 @@ class World:
         slots = asyncio.Semaphore(_AT_ONCE)
         await asyncio.gather(*(self._delete(kind, each, slots) for kind, each in manifests))
 
-    async def _delete(self, kind: Kind, manifest: Manifest, slots: asyncio.Semaphore) -> None:
-        grace = _POD_GRACE if kind == POD else None
+    async def _delete(
+        self,
+        kind: Kind,
+        manifest: Manifest,
+        slots: asyncio.Semaphore,
+        grace: int | None = None,
+    ) -> None:
         metadata = manifest["metadata"]
         async with slots:
             await self.cluster.delete(
@@ -165,15 +171,24 @@ class World:
         """What made pods is deleted, but may have made more; the pods are ended one by one."""
         await self.ready()
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _GONE_SECONDS
-        asked: set[str] = set()
+        began = loop.time()
+        asked: set[tuple[str, int]] = set()
         with self._changes(uid) as changed:
             while left := self._left(uid):
-                if loop.time() > deadline:
+                if loop.time() - began > _GONE_SECONDS:
                     raise DriverUnavailable(f"still there: {', '.join(left)}")
-                fresh = [pod for pod in self.pods(uid) if pod["metadata"]["uid"] not in asked]
-                asked |= {pod["metadata"]["uid"] for pod in fresh}
-                await asyncio.gather(*(self._delete(POD, pod, slots) for pod in fresh))
+                # A kubelet that has begun to wait for a process that is deaf to SIGTERM does not
+                # wait any shorter; such a pod is let go of, and its node ends it.
+                grace = _POD_GRACE if loop.time() - began < _FORCE_SECONDS else 0
+                fresh = {(pod["metadata"]["uid"], grace): pod for pod in self.pods(uid)}
+                await asyncio.gather(
+                    *(
+                        self._delete(POD, pod, slots, grace)
+                        for key, pod in fresh.items()
+                        if key not in asked
+                    )
+                )
+                asked |= set(fresh)
                 await _wait(changed, _LOOK_SECONDS)
 
     def _left(self, uid: str) -> list[str]:

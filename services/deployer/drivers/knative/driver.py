@@ -21,6 +21,7 @@ from services.deployer.drivers.knative import manifests, status
 log = structlog.get_logger()
 
 _ROUTE_SECONDS = 60.0
+_SEEN_SECONDS = 10.0
 
 
 class KnativeDriver:
@@ -121,13 +122,18 @@ class KnativeDriver:
         old = self._old(uid, failed, before)
         if old is None:
             return  # nothing served; `fail` or `remove` comes next
+        name = status.template_name(old[-1])
         try:
             await self._world.apply(old)
-            await self._delete_others(
-                uid, keep=status.template_name(old[-1]), only=workload.revision
-            )
+            # Before Knative has seen it, it would make the failed revision again.
+            await self._world.until(uid, lambda: self._is_latest(uid, name), _SEEN_SECONDS)
+            await self._delete_others(uid, keep=name, only=workload.revision)
         except KubeError as error:
             log.warning("not_set_back", uid=uid, after=failure.reason, error=str(error))
+
+    def _is_latest(self, uid: str, revision: str) -> bool | None:
+        service = self._world.one(KNATIVE_SERVICE, names.function_name(uid))
+        return status.is_latest(service, revision) or None
 
     def _old(self, uid: str, failed: str, before: Manifest | None) -> list[Manifest] | None:
         if before is None:

@@ -22,6 +22,17 @@ def routes_to(service: Manifest | None, revision: str) -> bool:
     )
 
 
+def is_latest(service: Manifest | None, revision: str) -> bool:
+    """Whether Knative has seen that this revision is wanted."""
+    if service is None:
+        return False
+    status = service.get("status", {})
+    return (
+        status.get("observedGeneration") == service["metadata"].get("generation")
+        and status.get("latestCreatedRevisionName") == revision
+    )
+
+
 def routed(service: Manifest) -> set[str]:
     """The revisions that requests go to."""
     traffic = cast("list[dict[str, Any]]", service.get("status", {}).get("traffic") or [])
