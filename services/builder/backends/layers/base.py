@@ -63,11 +63,12 @@ class BaseImages:
         """What was found last, None before."""
         return self._read.get(self._digest)
 
-    async def digest(self) -> str:
+    async def digest(self, tell: Callable[[str], None] | None = None) -> str:
         """Return the digest of the image as it is now. Raises `BuildFailed`, `RegistryError`."""
+        repository = self.repository.telling(tell) if tell else self.repository
         now = asyncio.get_running_loop().time()
         if not self._digest or now >= self._until:
-            digest = await self.repository.manifest_digest(self._reference.reference)
+            digest = await repository.manifest_digest(self._reference.reference)
             if digest is None:
                 raise self._missing()
             self._digest = digest
@@ -83,7 +84,7 @@ class BaseImages:
 
         Raises `BuildFailed`, `RegistryError`.
         """
-        digest = await self.digest()
+        digest = await self.digest(tell)
         async with self._lock:
             if digest not in self._read:
                 say(f"looking into the base image {self._reference.name}")
