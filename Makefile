@@ -12,7 +12,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 export UV_SYSTEM_CERTS ?= 1
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: help setup setup-dev run demo test conformance lint format bench lock clean
+.PHONY: help setup setup-dev run demo test conformance lint format bench lock clean \
+	image cluster-test bench-cluster
+
+# What builds the image of the services; the first that is there and works.
+BUILDER ?= $(shell for b in buildah podman docker; do \
+	$$b version >/dev/null 2>&1 && echo $$b && break; done)
+IMAGE ?= mayfly:0.1.0
+TARGET ?= mayfly
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,7 +52,7 @@ run: setup  ## the platform in the foreground on http://127.0.0.1:8080 until Ctr
 demo: setup  ## deploy the examples, call them, let a lease end, show its receipt and trace
 	@exec $(BIN)/python -m examples.demo
 
-test: setup-dev  ## all tests
+test: setup-dev  ## all tests; those of a cluster skip where there is none
 	$(BIN)/python -m pytest
 
 conformance: setup-dev  ## the conformance suite against URL=http://...
@@ -64,6 +71,17 @@ format: setup-dev  ## rewrite the code as the linters want it
 
 bench: setup-dev  ## a table of figures, each beside its peer's in the same run
 	$(BIN)/python -m bench
+
+image:  ## the services' image: IMAGE=name:tag, TARGET=mayfly or demo, BASE_IMAGE=...
+	@test -n "$(BUILDER)" || { echo "an image is built by buildah, podman or docker, and none of them works here" >&2; exit 1; }
+	$(BUILDER) build --target $(TARGET) --tag $(IMAGE) \
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --file Dockerfile .
+
+cluster-test: setup-dev  ## the chart on a real cluster; needs KUBECONFIG and the variables of docs/kubernetes.md
+	$(BIN)/python -m pytest tests/cluster --timeout 900
+
+bench-cluster: setup-dev  ## figures on that cluster, each beside its peer's
+	$(BIN)/python -m bench.cluster
 
 lock: setup  ## pin the requirements again, with hashes and without addresses
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
