@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from libs.kube.kinds import Manifest
 from services.deployer.drivers.base import DeployFailed, Workload
@@ -16,6 +17,8 @@ from services.deployer.drivers.deployment.shape import INSTALLER, Setup
 
 _MARGIN_SECONDS = 3.0
 """The container itself says more of why it is late than can be seen from here; see start.py."""
+_SAID = frozenset({"SCRIPT_NEVER_LISTENED", "SCRIPT_LISTENS_ELSEWHERE"})
+"""What a container says of itself without having written anything else."""
 _LOOK_SECONDS = 5.0
 """What only time makes a failure is looked at this often."""
 
@@ -64,6 +67,10 @@ class Rollout:
 
     async def _failed(self, trouble: Trouble, pod: Manifest | None) -> DeployFailed:
         failure = await self._world.failed(pod, trouble)
+        if trouble.exit_code is not None and not (failure.log_tail or failure.reason in _SAID):
+            # It is started again at once, and what it wrote is then the log of the one before.
+            before = replace(trouble, logs="previous")
+            failure = await self._world.failed(pod, before)
         if trouble.container == INSTALLER:
             failure.reason = "INSTALL_FAILED"
             last = " ".join(failure.log_tail[-3:])
