@@ -62,7 +62,9 @@ def _login(entry: dict[str, Any], host: str) -> Login:
     if "username" in entry and "password" in entry:
         return Login(str(entry["username"]), str(entry["password"]))
     try:
-        user, _, password = base64.b64decode(str(entry.get("auth", ""))).decode().partition(":")
+        user, _, password = (
+            base64.b64decode(str(entry.get("auth", "")), validate=True).decode().partition(":")
+        )
     except (binascii.Error, UnicodeDecodeError) as error:
         raise Denied(f"the credentials for {host} are no base64 of user:password") from error
     return Login(user, password)

@@ -126,7 +126,7 @@ class Repository:
         if await self.blob_exists(digest):
             return
         if isinstance(content, bytes):
-            await self._upload(digest, len(content), content)
+            await self._upload(digest, len(content), lambda: _pieces(content))
         else:
             size = (await asyncio.to_thread(content.stat)).st_size
             await self._upload(digest, size, lambda: _chunks(content))
@@ -325,6 +325,11 @@ class Repository:
 def digest_of(content: bytes) -> str:
     """Return the digest of a content. Example: "sha256:e3b0c4..."."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), _CHUNK):
+        yield content[start : start + _CHUNK]
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
