@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from services.builder.backends.image import GivenImages
 from services.builder.backends.local import Local
 from services.builder.choice import Choice
 from services.builder.config import Settings
+from services.builder.directories import remove
+from services.builder.failures import BuildFailed
 from services.builder.parts import Parts
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ async def open_backends(settings: Settings, parts: Parts, stack: AsyncExitStack)
     def place_of(digest: str, uid: str) -> str:
         return f"{settings.registry}/environments:{digest}-{uid}"
 
-    cluster = await _cluster(settings, stack)
+    cluster = await _cluster(settings, parts, stack)
     backends = [
         await _open(name, settings, parts, cluster, stack) for name in settings.build_backends
     ]
@@ -73,45 +76,46 @@ async def open_backends(settings: Settings, parts: Parts, stack: AsyncExitStack)
     return Choice(backends, given, local, place_of)
 
 
-async def _cluster(settings: Settings, stack: AsyncExitStack) -> _Cluster:
+async def _cluster(settings: Settings, parts: Parts, stack: AsyncExitStack) -> _Cluster:
     from services.builder.backends.registries import Registries
 
     auth = Path(settings.registry_auth) if settings.registry_auth else None
     registries = Registries(
         settings.registry, insecure=settings.registry_insecure, auth=auth, stack=stack
     )
-    version = settings.base_python or await _base_python(settings, registries)
+    version = settings.base_python or await _base_python(settings, parts, registries)
     return _Cluster(Target(version, settings.base_platform), registries)
 
 
-async def _base_python(settings: Settings, registries: Registries) -> str:
-    """The version of Python of the base image, whose registry is awaited for a while."""
-    from libs.registry import RegistryError, Unreachable
-    from services.builder.backends.base_python import base_python
+async def _base_python(settings: Settings, parts: Parts, registries: Registries) -> str:
+    """The Python of the base image, looked for in it; its registry is awaited for a while."""
+    from libs.registry import RegistryError, Unreachable, parse
+    from services.builder.backends.layers.base import BaseImages
 
     if not settings.base_image or settings.build_backends == ("layers",):
         return ""  # Go alone, or found out by whoever needs it
-    repository, reference = registries.repository(settings.base_image)
+    repository, _ = registries.repository(settings.base_image)
+    machine = settings.base_platform.partition("-")[0]
+    images = BaseImages(parse(settings.base_image), repository, machine)
+    name = f"MAYFLY_BASE_IMAGE: {settings.base_image}"
     deadline = asyncio.get_running_loop().time() + _BASE_SECONDS
-    while True:
-        try:
-            version = await base_python(repository, reference, settings.base_platform)
-        except Unreachable as error:
-            # It has tried for a while already, with pauses.
-            log.warning("base_image_not_read", image=settings.base_image, error=str(error))
-            if asyncio.get_running_loop().time() > deadline:
-                raise StartError(f"MAYFLY_BASE_IMAGE: {settings.base_image}: {error}") from error
-        except RegistryError as error:
-            raise StartError(f"MAYFLY_BASE_IMAGE: {settings.base_image}: {error}") from error
-        else:
-            break
-    if not version:
-        raise StartError(
-            f"MAYFLY_BASE_PYTHON: {settings.base_image} is not there for "
-            f"{settings.base_platform}, or does not say which Python it has (PYTHON_VERSION); "
-            'name it, such as "3.13"'
-        )
-    return version
+    workspace = parts.directories.temporary / f"base.{secrets.token_hex(6)}"
+    workspace.mkdir(mode=0o700)
+    try:
+        while True:
+            try:
+                base = await images.get(workspace, log.info, log.warning)
+            except Unreachable as error:
+                # It has been tried for a while already, with pauses.
+                log.warning("base_image_not_read", image=settings.base_image, error=str(error))
+                if asyncio.get_running_loop().time() > deadline:
+                    raise StartError(f"{name}: {error}; MAYFLY_BASE_PYTHON spares it") from error
+            except (RegistryError, BuildFailed) as error:
+                raise StartError(f"{name}: {error}; MAYFLY_BASE_PYTHON spares it") from error
+            else:
+                return base.python.release
+    finally:
+        remove([workspace])
 
 
 async def _open(

@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from libs.rpc.process import explain
-from services.builder.backends.base_python import chosen, version_of
 from services.builder.config import Settings
 
 KANIKO = {
@@ -69,18 +68,3 @@ def test_what_is_refused(
         Settings()
     lines = explain(raised.value, "MAYFLY_")
     assert any(line.startswith(f"MAYFLY_{name}: ") and said in line for line in lines), lines
-
-
-def test_the_python_of_a_base_image() -> None:
-    config = {"config": {"Env": ["PATH=/bin", "PYTHON_VERSION=3.13.0"]}}
-    assert version_of(config) == "3.13"
-    assert version_of({"config": {"Env": ["PYTHON_VERSIONS=3.13"]}}) == ""
-    assert version_of({}) == ""
-    index = {
-        "manifests": [
-            {"digest": "one", "platform": {"os": "linux", "architecture": "arm64"}},
-            {"digest": "two", "platform": {"os": "linux", "architecture": "amd64"}},
-        ]
-    }
-    assert (chosen(index, "x86_64"), chosen(index, "aarch64")) == ("two", "one")
-    assert chosen(index, "riscv64") == ""
