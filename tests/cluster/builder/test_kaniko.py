@@ -331,6 +331,40 @@ async def test_a_pod_that_no_node_takes(world: World) -> None:
     assert any("waits for room" in line for line in world.told.lines)
 
 
+async def test_a_quota_that_is_used_up(world: World) -> None:
+    world.cluster.kubectl(
+        "create", "quota", "none", "--hard=pods=0", "-n", world.namespace, "--save-config"
+    )
+    failure = await world.fails(waits(world), world.with_place())
+    assert failure.reason == "BUILD_NOT_STARTED"
+    assert "exceeded quota: none" in failure.message
+
+
+async def test_a_verb_that_is_missing_is_named(world: World) -> None:
+    where = ("-n", world.namespace)
+    world.cluster.kubectl("create", "serviceaccount", "weak", *where)
+    world.cluster.kubectl(
+        "create", "role", "weak", "--verb=get,list,watch", "--resource=pods,secrets", *where
+    )
+    account = f"--serviceaccount={world.namespace}:weak"
+    world.cluster.kubectl("create", "rolebinding", "weak", "--role=weak", account, *where)
+    view = world.cluster.kubectl("config", "view", "--raw", "--minify", "-o", "json")
+    config = json.loads(view)
+    token = world.cluster.kubectl("create", "token", "weak", *where)
+    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+    path = world.folder / "weak.json"
+    path.write_text(json.dumps(config))
+    weak = await Kube.connect(str(path))
+    try:
+        images = FunctionImages(world.repository)
+        backend = KanikoBackend(weak, world.bucket, images, world.recipes, world.place, prefix="p")
+        failure = await world.fails(waits(world), backend)
+    finally:
+        await weak.close()
+    assert failure.reason == "CLUSTER_FORBIDDEN"
+    assert "create secrets" in failure.message
+
+
 async def test_a_bucket_that_is_missing(world: World) -> None:
     location = dataclasses.replace(world.bucket.location, bucket="e-none")
     async with Bucket(location) as missing:

@@ -30,7 +30,8 @@ from services.builder.backends.kaniko.recipes import Recipe
 from services.builder.failures import BuildFailed
 
 _LEAST_PAUSE, _MOST_PAUSE = 0.5, 15.0
-_SYNC_SECONDS = 15.0
+# A refusal is told at the end of this time only.
+_SYNC_SECONDS = 3.0
 
 
 class Tries:
@@ -70,6 +71,7 @@ class Tries:
             await self._until_listed(informer, progress)
             number, adopt = _first(informer)
             interrupted = ""
+            lost_time: BuildFailed | None = None
             while True:
                 one = Try(
                     build=order.id,
@@ -92,6 +94,8 @@ class Tries:
                 if isinstance(outcome, Pushed):
                     return outcome.digest
                 if isinstance(outcome, Failed):
+                    if outcome.failure.reason == "BUILD_TIMEOUT" and lost_time is not None:
+                        raise lost_time
                     raise explained(outcome.failure, order, recipe, attempt.output)
                 if isinstance(outcome, NoRoom):
                     raise failures.not_started(outcome.why)
@@ -101,7 +105,8 @@ class Tries:
                     interrupted = outcome.why
                     progress.log(f"{outcome.why}; it is begun again")
                 else:
-                    await self._wait(outcome.failure, progress)
+                    lost_time = outcome.failure
+                    await self._wait(lost_time, progress)
                 number, adopt = number + 1, False
 
     async def _outcome(self, attempt: Attempt, informer: Informer, *, adopt: bool) -> Outcome:
