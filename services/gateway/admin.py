@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from services.gateway.addresses import Address
+from libs.rpc.addresses import Address
 
 TIMEOUT_SECONDS = 2.0  # as long as the deployer waits for an inventory
 # The mask leaves the names alone: a dump of everything has about 2 kB a function.

@@ -15,11 +15,11 @@ import structlog
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from mayfly.v1 import build_pb2, function_pb2, janitor_pb2
 
+from libs.rpc.addresses import Address, parse
 from libs.rpc.process import StartError
 from libs.rpc.server import Server
 from libs.telemetry import metrics, setup
 from services.gateway import admin, pages
-from services.gateway.addresses import Address, parse
 from services.gateway.ads import DiscoveryService
 from services.gateway.backends import Backends
 from services.gateway.bootstrap import bootstrap

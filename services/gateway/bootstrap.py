@@ -6,7 +6,8 @@ clusters are not in it; they come by ADS (see `xds`).
 
 from __future__ import annotations
 
-from services.gateway.addresses import Address, envoy_address
+from libs.rpc.addresses import Address
+from services.gateway.addresses import envoy_address
 from services.gateway.api_listener import api_listener
 from services.gateway.envoy_config import (
     API,

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from libs.rpc.addresses import MAX_SOCKET_PATH, Address, parse
 from libs.rpc.durations import Duration
-from services.gateway.addresses import MAX_SOCKET_PATH, Address, parse
 from services.gateway.tls import check_certificate, check_key
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")

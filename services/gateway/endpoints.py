@@ -14,7 +14,7 @@ from contextlib import suppress
 import structlog
 from mayfly.v1.route_pb2 import Route
 
-from services.gateway.addresses import Address, parse
+from libs.rpc.addresses import Address, parse
 
 log = structlog.get_logger()
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.gateway.addresses import Address, envoy_address
+from libs.rpc.addresses import Address
+from services.gateway.addresses import envoy_address
 
 Config = dict[str, Any]
 

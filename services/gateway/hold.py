@@ -20,11 +20,11 @@ import structlog
 from mayfly.v1.route_pb2 import Route
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
+from libs.rpc.addresses import Address
 from libs.telemetry.traceparent import context_of
 from services.gateway import http1
 from services.gateway.activation import Activate, Activations, Refused
 from services.gateway.activity import Function
-from services.gateway.addresses import Address
 from services.gateway.endpoints import addresses
 from services.gateway.envoy_config import ORIGINAL_PATH
 from services.gateway.errors import (

@@ -9,8 +9,8 @@ import structlog
 from mayfly.v1.function_pb2 import Protocol
 from mayfly.v1.route_pb2 import Route, SyncRoutesResponse
 
+from libs.rpc.addresses import Address
 from services.gateway.activity import Activity, Function
-from services.gateway.addresses import Address
 from services.gateway.endpoints import Names, addresses
 from services.gateway.protos import Proto
 from services.gateway.routes import Entry, RouteTable, is_between_endpoints, needs_cluster

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from libs.rpc.addresses import Address
 from services.gateway import http1
-from services.gateway.addresses import Address
 from services.gateway.errors import BAD_REQUEST, NO_SUCH_PAGE, encode
 from services.gateway.hold import listen
 from services.gateway.splice import Side

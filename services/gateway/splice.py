@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from services.gateway.addresses import Address
+from libs.rpc.addresses import Address
 
 # What a client may send ahead while its request is held; then it is not read further.
 AHEAD_BYTES = 256 * 1024

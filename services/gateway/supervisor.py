@@ -17,8 +17,8 @@ from pathlib import Path
 import structlog
 
 from libs.childprocess import Child, spawn
+from libs.rpc.addresses import Address
 from libs.rpc.process import StartError
-from services.gateway.addresses import Address
 from services.gateway.bootstrap import Config
 
 log = structlog.get_logger()

@@ -10,7 +10,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from mayfly.v1.function_pb2 import Protocol
 from mayfly.v1.route_pb2 import Route
 
-from services.gateway.addresses import Address
+from libs.rpc.addresses import Address
 from services.gateway.envoy_config import METADATA, TIMEOUT
 from services.gateway.protos import Address as EnvoyAddress
 from services.gateway.protos import (

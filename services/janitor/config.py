@@ -7,7 +7,7 @@ from datetime import timedelta
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from libs.rpc.addresses import host_and_port
+from libs.rpc.addresses import parse
 from libs.rpc.durations import Duration
 
 
@@ -114,14 +114,14 @@ class Settings(BaseSettings):
     @field_validator("deployer_address", "builder_address", "janitor_listen")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        _check_address(value)
+        parse(value)
         return value
 
     @field_validator("owners")
     @classmethod
     def _are_addresses(cls, value: dict[str, str]) -> dict[str, str]:
         for address in value.values():
-            _check_address(address)
+            parse(address)
         return value
 
     def all_owners(self) -> dict[str, str]:
@@ -131,8 +131,3 @@ class Settings(BaseSettings):
             "builder": self.builder_address,
             **self.owners,
         }
-
-
-def _check_address(value: str) -> None:
-    if not value.startswith("unix:"):
-        host_and_port(value)

@@ -9,7 +9,7 @@ import time
 import pytest
 from mayfly.v1.function_pb2 import State
 
-from services.gateway.addresses import Address
+from libs.rpc.addresses import Address
 from services.gateway.admin import function_clusters
 from services.gateway.endpoints import Names
 from tests.gateway.conftest import Running, eventually

@@ -14,9 +14,9 @@ from hpack import Encoder
 from mayfly.v1.function_pb2 import Protocol
 from pydantic import ValidationError
 
+from libs.rpc.addresses import Address, parse
 from services.gateway import http1, http2
 from services.gateway.activity import Activity, Function
-from services.gateway.addresses import Address, parse
 from services.gateway.bootstrap import bootstrap
 from services.gateway.config import Settings
 from services.gateway.contracts import methods, transcodable
