@@ -206,23 +206,28 @@ class World:
         return failures.failed(trouble, lines)
 
     async def _last_lines(self, pod: Manifest, trouble: Trouble) -> list[str]:
+        """Of the process that ended. It may be replaced while it is asked for, so that what was
+        its present log is then the one before; a new one has written nothing yet."""
+        for previous in (True, False, True):
+            lines = await self._lines(pod, trouble.container, previous)
+            if lines:
+                return lines
+        return []
+
+    async def _lines(self, pod: Manifest, name: str, previous: bool) -> list[str]:
+        # One line more: what the container says of itself is not shown.
+        reading = self.cluster.logs(
+            self.settings.namespace,
+            pod["metadata"]["name"],
+            name,
+            tail=LOG_TAIL + 1,
+            previous=previous,
+        )
         try:
-            # One line more: what the container says of itself is not shown.
-            async with (
-                asyncio.timeout(_LOG_SECONDS),
-                aclosing(
-                    self.cluster.logs(
-                        self.settings.namespace,
-                        pod["metadata"]["name"],
-                        trouble.container,
-                        tail=LOG_TAIL + 1,
-                        previous=trouble.logs == "previous",
-                    )
-                ) as lines,
-            ):
+            async with asyncio.timeout(_LOG_SECONDS), aclosing(reading) as lines:
                 return [line async for line in lines]
         except (KubeError, TimeoutError) as error:
-            log.info("no_last_lines", pod=pod["metadata"]["name"], error=str(error))
+            log.debug("no_last_lines", pod=pod["metadata"]["name"], error=str(error))
             return []
 
     @contextmanager

@@ -1,0 +1,241 @@
+"""The Knative driver against a real cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from services.deployer.drivers import base
+from services.deployer.drivers.cluster.settings import ClusterSettings
+from services.deployer.drivers.knative.driver import KnativeDriver
+from tests.cluster.drivers.images import handler_image, script_image
+
+pytestmark = pytest.mark.timeout(240)
+
+SERVER = """
+import http.server, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = ("{word} " + os.environ["GREETING"]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+print("serving {word}", flush=True)
+http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+LIMITS = base.Limits(memory_bytes=128 << 20, processes=64, open_files=256, cpu_seconds=60)
+
+
+class Running:
+    """A driver with one that follows, and what it was told."""
+
+    def __init__(self, driver: KnativeDriver, namespace: str, address: str) -> None:
+        self.driver = driver
+        self.namespace = namespace
+        self.address = address
+        self.wanted: dict[str, base.Workload] = {}
+        self.told: list[base.Notification] = []
+        self._more = asyncio.Event()
+
+    async def follow(self) -> None:
+        async def wanted(uid: str) -> base.Workload | None:
+            return self.wanted.get(uid)
+
+        async for notification in self.driver.notifications(wanted):
+            self.told.append(notification)
+            self._more.set()
+
+    async def deploy(self, workload: base.Workload) -> base.Deployed:
+        deployed = await self.driver.deploy(workload)
+        self.wanted[workload.uid] = workload
+        return deployed
+
+    async def until_told(self, fits: Callable[[base.Notification], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not any(map(fits, self.told)):
+                self._more.clear()
+                await self._more.wait()
+
+    async def get(self, deployed: base.Deployed) -> str:
+        assert deployed.endpoint is not None
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            url = f"http://{self.address}/"
+            answer = await client.get(url, headers={"host": deployed.endpoint.host})
+        assert answer.status_code == 200
+        return answer.text
+
+
+@pytest.fixture
+async def running(cluster: Any, namespace: str) -> AsyncIterator[Running]:
+    query = "jsonpath={.spec.clusterIP}"
+    address = cluster.kubectl(
+        "-n", "kourier-system", "get", "service", "kourier-internal", "-o", query
+    )
+    settings = ClusterSettings(
+        installation=namespace, namespace=namespace, kubeconfig=cluster.kubeconfig
+    )
+    driver = KnativeDriver(settings, ingress=f"{address}:80")
+    await driver.start()
+    running = Running(driver, namespace, address)
+    following = asyncio.create_task(running.follow())
+    try:
+        yield running
+    finally:
+        uids = {each.uid for each in await driver.list_resources() if each.uid}
+        running.wanted.clear()
+        await driver.remove(sorted(uids))
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        await driver.close()
+
+
+def script(image: str, **changes: Any) -> base.Workload:
+    workload = base.Workload(
+        function_id="hello",
+        uid=secrets.token_hex(8),
+        revision=1,
+        kind="script",
+        artefact_dir=None,
+        entry="script.py",
+        interpreter=None,
+        environment=None,
+        env={"GREETING": "hi"},
+        port=8000,
+        health=None,
+        timeout=10.0,
+        start_timeout=20.0,
+        idle_stop=6.0,
+        concurrency=10,
+        min_instances=0,
+        max_instances=2,
+        url="http://hello.localhost",
+        limits=LIMITS,
+        image=image,
+    )
+    return replace(workload, **changes)
+
+
+def pushed(cluster: Any, folder: Path, source: str) -> str:
+    return script_image(cluster.python_image, cluster.registry, folder, source)
+
+
+async def test_deploy_update_failed_update_and_removal(
+    cluster: Any, running: Running, tmp_path: Path
+):
+    one = script(pushed(cluster, tmp_path, SERVER.replace("{word}", "one")))
+    first = await running.deploy(one)
+    assert await running.get(first) == "one hi"
+    assert first.detail.startswith("knative, ")
+    again = await running.deploy(one)
+    assert again.endpoint == first.endpoint
+
+    two = replace(
+        one,
+        revision=2,
+        image=pushed(cluster, tmp_path, SERVER.replace("{word}", "two")),
+        env={"GREETING": "ho"},
+    )
+    second = await running.deploy(two)
+    await running.driver.settle(one.uid, 2)
+    assert second.endpoint == first.endpoint
+    assert await running.get(second) == "two ho"
+
+    broken = pushed(cluster, tmp_path, "print('oh no')\nraise SystemExit(3)")
+    with pytest.raises(base.DeployFailed) as caught:
+        await running.driver.deploy(replace(two, revision=3, image=broken))
+    assert (caught.value.reason, caught.value.exit_code) == ("SCRIPT_EXITED", 3)
+    assert caught.value.log_tail == ["oh no"]
+    assert await running.get(second) == "two ho"
+    left = await running.driver.list_resources()
+    made = {each.id for each in left if each.type != "pod"}
+    assert len(made) == 3  # a Service, a Revision, a Secret
+    assert f"fn-{one.uid}-00002" in made
+
+    running.wanted.clear()
+    removed = await running.driver.remove([one.uid])
+    assert {each.id for each in removed[one.uid]} >= made
+    assert await running.driver.list_resources() == []
+
+
+async def test_failures_have_their_reasons(cluster: Any, running: Running, tmp_path: Path):
+    silent = pushed(cluster, tmp_path, "import time\nprint('asleep', flush=True)\ntime.sleep(99)")
+    wrong = handler_image(cluster.python_image, cluster.registry, tmp_path, "import nope")
+    gone = f"{silent.partition('@')[0]}@sha256:{'0' * 64}"
+    cases = {
+        "SCRIPT_NEVER_LISTENED": script(silent, start_timeout=3.0),
+        "HANDLER_IMPORT_FAILED": script(wrong, kind="handler", port=8080),
+        "IMAGE_PULL_FAILED": script(gone),
+        "UNSCHEDULABLE": script(silent, limits=replace(LIMITS, memory_bytes=8 << 40)),
+    }
+    failures = await asyncio.gather(
+        *(running.driver.deploy(each) for each in cases.values()), return_exceptions=True
+    )
+    found = {failure.reason: failure for failure in failures}  # type: ignore[union-attr]
+    assert found.keys() == cases.keys()
+    assert found["SCRIPT_NEVER_LISTENED"].log_tail == ["asleep"]
+    assert found["HANDLER_IMPORT_FAILED"].message == "ModuleNotFoundError: No module named 'nope'"
+    assert "not found" in found["IMAGE_PULL_FAILED"].message
+
+
+async def test_a_quota_is_named(cluster: Any, running: Running, tmp_path: Path):
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "q"},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    cluster.kubectl("-n", running.namespace, "apply", "-f", "-", stdin=json.dumps(quota))
+    with pytest.raises(base.DeployFailed) as caught:
+        await running.driver.deploy(script(pushed(cluster, tmp_path, SERVER)))
+    assert caught.value.reason == "CLUSTER_QUOTA_EXCEEDED"
+    assert "exceeded quota: q" in caught.value.message
+
+
+async def test_what_others_change_is_put_right(cluster: Any, running: Running, tmp_path: Path):
+    workload = script(pushed(cluster, tmp_path, SERVER.replace("{word}", "one")))
+    await running.deploy(workload)
+    service, secret = f"ksvc/fn-{workload.uid}", f"secret/fn-{workload.uid}-00001"
+    patch = [
+        {"op": "replace", "path": "/spec/template/spec/timeoutSeconds", "value": 77},
+        {"op": "remove", "path": "/spec/template/metadata/name"},
+    ]
+    for command, what in (
+        (("delete", secret), "Secret"),
+        (("patch", service, "--type=json", "-p", json.dumps(patch)), "was changed: spec.template"),
+        (("delete", service), "was deleted"),
+    ):
+        running.told.clear()
+        cluster.kubectl("-n", running.namespace, *command)
+        await running.until_told(
+            lambda each, what=what: isinstance(each, base.Reconciled) and what in each.text
+        )
+    repaired = await running.deploy(workload)
+    assert await running.get(repaired) == "one hi"
+
+
+async def test_idle_active_and_what_it_writes(cluster: Any, running: Running, tmp_path: Path):
+    workload = script(pushed(cluster, tmp_path, SERVER.replace("{word}", "one")))
+    uid = workload.uid
+    deployed = await running.deploy(workload)
+    await running.until_told(
+        lambda each: isinstance(each, base.LogLine) and each.text == "serving one"
+    )
+    await running.until_told(
+        lambda each: isinstance(each, base.InstanceStarted) and each.uid == uid
+    )
+    await running.until_told(lambda each: each == base.BecameIdle(uid))
+    running.told.clear()
+    assert await running.get(deployed) == "one hi"
+    await running.until_told(lambda each: each == base.BecameActive(uid))
