@@ -7,6 +7,7 @@ import secrets
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -21,7 +22,7 @@ from mayfly.v1.build_pb2 import (
 
 from services.builder.backends.bundle.backend import MOST_BUNDLE_BYTES, MOST_BYTES, too_large
 from services.builder.config import Settings
-from tests.builder.conftest import HANDLER, Replica, handler_with, running
+from tests.builder.conftest import HANDLER, Replica, handler_with, running, until
 from tests.builder.index import Index
 from tests.builder.test_builds import SCRIPT, refusal, release, tar_of
 
@@ -162,3 +163,28 @@ async def test_it_is_said_where_the_syntax_is_checked_in_another_python(
 )
 def test_what_fits_into_a_config_map(bundle: int, lock: int, fits: bool) -> None:
     assert (too_large(bundle, lock) is None) is fits
+
+
+async def test_a_build_goes_on_in_another_replica_that_shares_no_disk(
+    index: Index, settings: Callable[..., Settings], data_dir: Path
+) -> None:
+    def replica(name: str) -> Settings:
+        own = data_dir / name
+        own.mkdir()
+        return settings(build_backends="bundle", base_python=HERE, data_dir=own)
+
+    index.add("alpha")
+    index.failing = True
+    async with running(replica("second")) as second:
+        async with running(replica("first")) as first:
+            build = await first.create(handler=handler_with("alpha"), uid="a", wait=0)
+            await until(lambda: index.requests)
+        # It was given back: whoever is left begins anew.
+        index.failing = False
+        stream = second.builds.WatchBuild(WatchBuildRequest(name=build.name))
+        events = [event async for event in stream]
+        assert events[-1].ended.state == Build.STATE_SUCCEEDED, events[-1]
+        assert any("begins again" in event.log for event in events)
+        made = await second.create(handler=handler_with("alpha"), uid="a")
+        assert made.artefact.lock.startswith("alpha==1.0 ")
+        assert second.files("temporary") == []
