@@ -163,14 +163,21 @@ class Scaler:
             return
         await self._routes_taken()
         memory.asked, memory.calm_since = 0, 0.0
-        if await self._is_still_unused(function):
-            await self._driver.sleep(function.uid)
+        if await self._is_still_unused(function) and await self._slept(function.uid):
             return
         change = Change(
             state=State.STATE_READY, endpoint=function.endpoint, instances=len(function.addresses)
         )
         event = state_event(State.STATE_READY)
         await self._journal.write(function.uid, change, [event], _WAS_IDLE)
+
+    async def _slept(self, uid: str) -> bool:
+        try:
+            await self._driver.sleep(uid)
+        except DriverUnavailable as error:
+            log.info("stays_awake", uid=uid, error=str(error))
+            return False
+        return True
 
     async def _is_still_unused(self, function: Serving) -> bool:
         async with self._store.connection() as connection:

@@ -19,6 +19,7 @@ import pytest_asyncio
 
 from services.deployer.drivers.base import (
     DeployFailed,
+    DriverUnavailable,
     EndpointMoved,
     Kind,
     Limits,
@@ -240,7 +241,7 @@ async def test_what_does_not_start_says_why_and_leaves_nothing(
 async def test_an_image_that_is_not_there(followed: Followed, cluster: Cluster) -> None:
     image = f"{cluster.registry}/mayfly-test/none@sha256:{'0' * 64}"
     with pytest.raises(DeployFailed) as raised:
-        await followed.driver.deploy(script("", kind="image", image=image, bundle=b""))
+        await followed.driver.deploy(workload("image", {"": ""}, 8000, image=image, bundle=b""))
     assert raised.value.reason == "IMAGE_PULL_FAILED"
 
 
@@ -264,7 +265,8 @@ async def test_it_sleeps_and_wakes(followed: Followed) -> None:
     await followed.driver.wake(made.uid)
     assert await get(await followed.endpoint(made.uid, True, after)) == b"awake"
     # Whoever woke it a moment ago finds it awake.
-    await followed.driver.sleep(made.uid)
+    with pytest.raises(DriverUnavailable):
+        await followed.driver.sleep(made.uid)
     after = len(followed.told)
     await followed.driver.wake(made.uid)
     assert await get(await followed.endpoint(made.uid, True, after)) == b"awake"

@@ -38,6 +38,7 @@ KINDS = (DEPLOYMENT, REPLICA_SET, SERVICE, CONFIG_MAP, SECRET)
 _REVISIONED = (DEPLOYMENT, CONFIG_MAP, SECRET)
 _AWAKE_SECONDS = 5.0
 """Whoever woke a function within this time finds it awake: longer than gateways take a route."""
+_SEEN_SECONDS = 1.0
 _AT_ONCE = 8
 _COST = "controller.kubernetes.io/pod-deletion-cost"
 
@@ -136,6 +137,8 @@ class DeploymentDriver:
                 return  # the function has ended, or somebody removed it and it is put right
             old = [(k, m) for k, m in self._revisioned(uid) if names.revision_of(m) < revision]
             await self._world.delete(old)
+        # What comes next finds it settled here as well.
+        await self._world.until(uid, lambda: self._serving.settled(uid), _SEEN_SECONDS)
 
     async def wake(self, uid: str) -> None:
         """Say on the Deployment that it is wanted, for the replica that follows, and scale it."""
@@ -155,19 +158,17 @@ class DeploymentDriver:
                 return  # it has ended
 
     async def sleep(self, uid: str) -> None:
-        """Have no instance, unless somebody has woken it meanwhile.
+        """Have no instance, unless somebody has woken it meanwhile: then DriverUnavailable.
 
         Whoever wakes it writes that first and looks at the number then: one of the two sees what
         the other did.
         """
-        deployment = self._serving.settled(uid)
-        if deployment is None:
-            return
+        deployment = self._settled(uid)
         cluster, name = self._world.cluster, deployment["metadata"]["name"]
         with translated():
             try:
                 if _is_wanted(await cluster.get(DEPLOYMENT, self._namespace, name)):
-                    return
+                    raise base.DriverUnavailable("it was woken a moment ago")
                 await cluster.scale(DEPLOYMENT, self._namespace, name, 0)
                 if _is_wanted(await cluster.get(DEPLOYMENT, self._namespace, name)):
                     await cluster.scale(DEPLOYMENT, self._namespace, name, 1)
@@ -176,8 +177,8 @@ class DeploymentDriver:
 
     async def scale(self, uid: str, instances: int, keep: Sequence[str]) -> None:
         """See `base.Scales.scale`."""
-        deployment = self._serving.settled(uid)
-        if deployment is None or deployment["spec"].get("replicas") == instances:
+        deployment = self._settled(uid)
+        if deployment["spec"].get("replicas") == instances:
             return
         cluster, name = self._world.cluster, deployment["metadata"]["name"]
         goes: Manifest = {"metadata": {"annotations": {_COST: "-1"}}}
@@ -190,6 +191,13 @@ class DeploymentDriver:
                 await cluster.scale(DEPLOYMENT, self._namespace, name, instances)
             except NotFound:
                 return  # it has ended, or a pod has: the next look decides anew
+
+    def _settled(self, uid: str) -> Manifest:
+        """Raises DriverUnavailable while a rollout is under way."""
+        deployment = self._serving.settled(uid)
+        if deployment is None:
+            raise base.DriverUnavailable("no revision of it is settled")
+        return deployment
 
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         """Remove what there is of it; the gateways say why it failed."""
