@@ -13,6 +13,8 @@ import pytest
 from mayfly.v1 import function_pb2, function_pb2_grpc
 from mayfly.v1.function_pb2 import Protocol, State
 
+from services.gateway import http2
+from services.gateway.errors import NOT_FOUND
 from tests.gateway.conftest import Running
 from tests.gateway.deployer import route
 
@@ -89,6 +91,37 @@ async def test_grpc_calls_are_held_while_a_function_is_built(gateway: Running) -
             await gateway.deployer.put(route("g", endpoint, protocol=HTTP2))
             names = [(await call).function.name for call in waiting]
             assert names == [f"n{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_the_host_of_an_endpoint_replaces_the_callers(gateway: Running, held: bool) -> None:
+    seen: list[tuple[str | None, list[str]]] = []
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received = bytearray()
+        writer.write(http2.frame(http2.SETTINGS, 0, 0))
+        while (found := http2.opening(received)) is None and (data := await reader.read(65536)):
+            received += data
+        if found is not None:
+            head = found[0].head
+            seen.append((head.get("host"), [v for n, v in head.lines if n == "x-forwarded-host"]))
+            writer.write(http2.refusal(NOT_FOUND, found[0].stream, settled=True))
+            await writer.drain()
+            await reader.read()
+        writer.close()
+
+    path = gateway.directory / "h.sock"
+    server = await asyncio.start_unix_server(connection, path)
+    await gateway.deployer.put(route("g", f"unix:{path}", protocol=HTTP2, host="fn-1.svc"))
+    channel, client = stub(gateway, "g")
+    async with channel:
+        for _ in range(1 if held else 2):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await client.GetFunction(get("x"))
+            await gateway.deployer.put(*gateway.deployer.routes.values())
+    server.close()
+    assert seen[-1] == ("fn-1.svc", [f"g.localhost:{gateway.port}"])
+    assert len(seen) == (1 if held else 2)
 
 
 async def test_grpc_refusals_are_statuses(gateway: Running) -> None:

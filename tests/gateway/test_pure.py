@@ -103,6 +103,14 @@ def test_http2_openings(split: bool) -> None:
     changed = http2.opening(http2.forward(opening, {"te": "", "x-new": "1"}))
     assert changed is not None
     assert (changed[0].head.get("te"), changed[0].head.get("x-new")) == ("", "1")
+    moved = http2.opening(
+        http2.forward(opening, {"host": "fn-1.svc", "x-forwarded-prefix": "/f/a"})
+    )
+    assert moved is not None
+    names = [name for name, _ in moved[0].head.lines]
+    assert names.index("x-forwarded-prefix") > max(names.index(f":{n}") for n in ("path", "method"))
+    assert names.count(":authority") == 1
+    assert moved[0].head.get(":authority") == "fn-1.svc"
     with pytest.raises(http1.MalformedHead):
         http2.opening(b"GET / HTTP/1.1\r\n")
 
