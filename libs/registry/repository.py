@@ -121,9 +121,9 @@ class Repository:
 
         return await self._transport.retrying(ask, self._say)
 
-    async def upload(self, digest: str, content: bytes | Path) -> None:
-        """Upload a blob unless it is there."""
-        if await self.blob_exists(digest):
+    async def upload(self, digest: str, content: bytes | Path, *, is_new: bool = False) -> None:
+        """Upload a blob unless it is there; `is_new`: without looking."""
+        if not is_new and await self.blob_exists(digest):
             return
         if isinstance(content, bytes):
             await self._upload(digest, len(content), lambda: _pieces(content))

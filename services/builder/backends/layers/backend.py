@@ -18,7 +18,6 @@ from services.builder.backends.base import (
     ENVIRONMENT,
     Kind,
     Made,
-    NotHere,
     Order,
     Progress,
     Thing,
@@ -36,12 +35,11 @@ from services.builder.backends.layers.image import FUNCTION_ROOT, RUNTIME_ROOT, 
 from services.builder.backends.layers.pushing import Own, Pusher
 from services.builder.backends.layers.tarball import Entry, Layer
 from services.builder.backends.locks import Locks
-from services.builder.backends.python_source import Placed, Read
+from services.builder.backends.python_source import Read
 from services.builder.failures import BuildFailed
 
 # Raised by a change that makes images of older builders unfit.
 _LAYOUT = "1"
-_DOCKERFILE = "Dockerfile"
 # Kept of a build's time, so that it ends with its own reason and not by the worker's limit.
 _MARGIN = timedelta(seconds=3)
 # Longer than from one try to the next.
@@ -133,7 +131,7 @@ class LayersBackend:
         self, order: Order, progress: Progress, tell: Callable[[str], None]
     ) -> Artefact:
         with progress.step(Stage.STAGE_CHECK) as step:
-            placed = await self._place(order)
+            placed = await python_source.place_without_dockerfile(order, self._limits)
             step.detail(placed.said)
         with progress.step(Stage.STAGE_BUILD) as step:
             read = python_source.read(order, placed)
@@ -194,15 +192,6 @@ class LayersBackend:
             return str(error)
         return ""
 
-    async def _place(self, order: Order) -> Placed:
-        try:
-            placed = await python_source.place(order, self._limits)
-        except BuildFailed:
-            _refuse_dockerfile(order.files)
-            raise
-        _refuse_dockerfile(order.files)
-        return placed
-
     async def _base(
         self, order: Order, progress: Progress, tell: Callable[[str], None]
     ) -> PythonBase:
@@ -224,11 +213,11 @@ class LayersBackend:
         if read.is_handler:
             layer, content = runtime_layer()
             layers.append(layer)
-            own.append(Own(layer.digest, content))
+            own.append(Own(layer.digest, content, is_shared=True))
         if shared is not None:
             layers.append(shared.layer)
             source = self._environments.repository
-            own.append(Own(shared.layer.digest, mounted_from=source))
+            own.append(Own(shared.layer.digest, mounted_from=source, is_shared=True))
         file = order.make_workspace() / "source.tar.gz"
         source_layer = await in_thread(_source_layer, order.files, file)
         layers.append(source_layer)
@@ -253,8 +242,3 @@ def runtime_layer() -> tuple[Layer, bytes]:
 
 def _source_layer(files: Path, file: Path) -> Layer:
     return tarball.to_file(tarball.tree(files, FUNCTION_ROOT), file)
-
-
-def _refuse_dockerfile(files: Path) -> None:
-    if (files / _DOCKERFILE).is_file():
-        raise NotHere("the archive has a Dockerfile, and only `kaniko` builds those")

@@ -16,11 +16,15 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Own:
-    """A layer of ours: its content, or the repository of the same registry that has it."""
+    """A blob of ours: its content, or the repository of the same registry that has it.
+
+    `is_shared`: other images have it too; else it is most likely new, and uploaded unseen.
+    """
 
     digest: str
     content: bytes | Path | None = None
     mounted_from: Repository | None = None
+    is_shared: bool = False
 
 
 class Pusher:
@@ -69,6 +73,7 @@ class Pusher:
             await asyncio.gather(*tasks, return_exceptions=True)
         await repository.put_manifest(tag, image.manifest)
         self._there.update(layer.digest for layer in base.layers)
+        self._there.update(layer.digest for layer in layers if layer.is_shared)
 
     async def _of_base(self, repository: Repository, layer: Descriptor, base: Base) -> None:
         source = self._bases.repository
@@ -85,7 +90,7 @@ class Pusher:
         if layer.digest in self._there:
             return
         if layer.content is not None:
-            await repository.upload(layer.digest, layer.content)
+            await repository.upload(layer.digest, layer.content, is_new=not layer.is_shared)
         elif layer.mounted_from is not None and not await repository.mount(
             layer.digest, layer.mounted_from.name
         ):
