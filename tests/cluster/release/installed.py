@@ -61,6 +61,9 @@ class Release:
     repository: str
     """Where functions' images go."""
     bucket: str
+    """Empty where the release has storage of its own (demo)."""
+    storage: Any = field(repr=False)
+    """A client of the S3 server under test."""
     database_url: str
     """Empty where the release has a database of its own (demo)."""
     values: dict[str, Any] = field(repr=False)
@@ -104,7 +107,7 @@ class Release:
         """Return the keys in the bucket."""
         if not self.bucket:
             return []
-        pages = storage().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        pages = self.storage.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def live_functions(self) -> list[str]:
@@ -156,7 +159,7 @@ def installed(
         given = merged(_values(driver, namespace, public, port, replicas), values)
         given = merged(given, _demo() if demo else _outside(url, bucket))
         repository = f"{given['registry']['address']}/functions"
-        release = Release(driver, namespace, public, repository, bucket, url, given)
+        release = Release(driver, namespace, public, repository, bucket, storage(), url, given)
         stack.callback(_remove, release)
         try:
             helm("install", namespace, given)
