@@ -21,6 +21,7 @@ from services.deployer.drivers.base import (
     DeployFailed,
     DriverUnavailable,
     EndpointMoved,
+    InstanceStarted,
     Kind,
     Limits,
     LogLine,
@@ -280,6 +281,10 @@ async def test_more_instances_and_fewer_again(followed: Followed) -> None:
         lambda n: isinstance(n, EndpointMoved) and len(n.endpoint.others) == 2
     )
     assert isinstance(three, EndpointMoved)
+    # Which of them ends can be told only of those that the kubelet calls ready too.
+    await followed.until(
+        lambda _: len([n for n in followed.told if isinstance(n, InstanceStarted)]) == 3
+    )
     keep, after = three.endpoint.others[1], len(followed.told)
     await followed.driver.scale(made.uid, 1, [keep])
     await followed.until(
