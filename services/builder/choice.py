@@ -84,6 +84,10 @@ class Choice:
         for backend in self.backends:
             for runtime in await backend.runtimes():
                 found[runtime.name] = _both(found.get(runtime.name), runtime)
+        if self.images is not None:
+            # An image is of no runtime, and one is always named.
+            also = Runtime(sources=["image"])
+            found = {name: _both(runtime, also) for name, runtime in found.items()}
         return [found[name] for name in sorted(found)]
 
     async def settled(self, kind: Kind, source: bytes) -> bytes:

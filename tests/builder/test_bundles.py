@@ -188,3 +188,15 @@ async def test_a_build_goes_on_in_another_replica_that_shares_no_disk(
         made = await second.create(handler=handler_with("alpha"), uid="a")
         assert made.artefact.lock.startswith("alpha==1.0 ")
         assert second.files("temporary") == []
+
+
+async def test_an_archive_with_a_dockerfile_is_for_somebody_else(bundling: Replica) -> None:
+    archive = tar_of({"Dockerfile": "FROM scratch\n", "server.py": "print('unread')\n"})
+    build = await bundling.create(archive=archive, uid="a")
+    assert build.failure.reason == "SOURCE_UNSUPPORTED", build
+    assert "kaniko" in build.failure.message
+
+
+async def test_images_are_among_what_is_taken_where_a_cluster_runs_them(bundling: Replica) -> None:
+    listed = await bundling.builds.ListRuntimes(ListRuntimesRequest())
+    assert all("image" in runtime.sources for runtime in listed.runtimes), listed

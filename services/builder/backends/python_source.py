@@ -13,7 +13,7 @@ from pathlib import Path
 from mayfly.v1.build_pb2 import Artefact, ScriptSettings
 from packaging.specifiers import SpecifierSet
 
-from services.builder.backends.base import Kind, Order
+from services.builder.backends.base import Kind, NotHere, Order
 from services.builder.backends.environment import (
     archive,
     interpreters,
@@ -31,6 +31,7 @@ from services.builder.backends.environment.threads import in_thread
 from services.builder.failures import BuildFailed
 
 HANDLER, SCRIPT = "handler.py", "script.py"
+_DOCKERFILE = "Dockerfile"
 KINDS: tuple[Kind, ...] = ("handler", "script", "archive")
 EXAMPLE = """def handler(event, ctx):
     return {"hi": event["query"].get("name")}
@@ -73,6 +74,22 @@ class Read:
     def kind(self) -> Artefact.Kind.ValueType:
         """How the artefact is started."""
         return Artefact.KIND_PYTHON_HANDLER if self.is_handler else Artefact.KIND_SCRIPT
+
+
+async def place_without_dockerfile(order: Order, limits: Limits) -> Placed:
+    """Do what `place` does. Raises `NotHere` for an archive that says itself how it is built."""
+    try:
+        placed = await place(order, limits)
+    except BuildFailed:
+        _refuse_dockerfile(order.files)
+        raise
+    _refuse_dockerfile(order.files)
+    return placed
+
+
+def _refuse_dockerfile(files: Path) -> None:
+    if (files / _DOCKERFILE).is_file():
+        raise NotHere("the archive has a Dockerfile, and only `kaniko` builds those")
 
 
 async def place(order: Order, limits: Limits) -> Placed:

@@ -58,7 +58,7 @@ class BundleBackend:
     async def build(self, order: Order, progress: Progress) -> Artefact:
         """See `Backend.build`. Raises `NotHere` for what needs an image."""
         with progress.step(Stage.STAGE_CHECK) as step:
-            placed = await python_source.place(order, self._limits)
+            placed = await python_source.place_without_dockerfile(order, self._limits)
             step.detail(placed.said)
         with progress.step(Stage.STAGE_BUILD) as step:
             read = python_source.read(order, placed)
