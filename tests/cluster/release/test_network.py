@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.cluster.release.load import Load
 from tests.cluster.release.looking import wait_until
 from tests.cluster.release.site import Site
 from tests.cluster.release.sources import ECHO, image_archive
-from tests.conformance.door import Door, Json
+from tests.conformance.door import Door, Json, id_of
 
 Targets = dict[str, tuple[str, int]]
 METADATA = ("169.254.169.254", 80)
@@ -138,10 +139,6 @@ async def test_a_function(site: Site, door: Door, namespace: str) -> None:
     other = await door.ready(handler=ECHO)
     inside = await door.ready(handler=HANDLER, timeout="60s")
     targets = await asyncio.to_thread(must_not, site)
-    (pod, *_) = await asyncio.to_thread(
-        site.looker.list, "pod", site.functions, f"mayfly.dev/uid={other['uid']}"
-    )
-    targets["another function's pod"] = (pod["status"]["podIP"], 8080)
     targets["registry"] = _address(site.registry_address)
     targets["storage"] = _address(site.storage_address)
     (service,) = await asyncio.to_thread(
@@ -150,8 +147,15 @@ async def test_a_function(site: Site, door: Door, namespace: str) -> None:
     name = f"{service['metadata']['name']}.{site.namespace}.svc.cluster.local"
     # By its name, so that DNS is tried as well.
     allowed: Targets = {"gateway": (name, service["spec"]["ports"][0]["port"])} | outside(site)
-    free = await asyncio.to_thread(from_a_free_pod, site, targets | allowed, namespace)
-    answer = await door.call(inside, method="POST", content=json.dumps(targets | allowed))
+    # Called all the time, so that its pod stays.
+    async with Load({f"{door.url}/f/{id_of(other)}": id_of(other)}) as tally:
+        await tally.more(1)
+        (pod, *_) = await asyncio.to_thread(
+            site.looker.list, "pod", site.functions, f"mayfly.dev/uid={other['uid']}"
+        )
+        targets["another function's pod"] = (pod["status"]["podIP"], 8080)
+        free = await asyncio.to_thread(from_a_free_pod, site, targets | allowed, namespace)
+        answer = await door.call(inside, method="POST", content=json.dumps(targets | allowed))
     assert answer.status_code == 200, answer.text
     assert free["gateway"] == "reached", free
     check(answer.json(), free, targets, allowed, who="a function")
@@ -207,9 +211,18 @@ def test_what_comes_in(site: Site, namespaces: str, namespace: str) -> None:
         "spec": {
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 0,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "containers": [
                 {
                     "name": "listens",
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
                     "image": site.cluster.python_image,
                     "command": ["python3", "-m", "http.server", "8080"],
                     "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.cluster.release.parts import PARTS
@@ -74,8 +76,8 @@ def allowed(site: Site, account: str, namespace: str) -> Rights:
     found: Rights = set()
     for line in listed.splitlines():
         # NAME [non-resource URLs] [resource names] [verbs]
-        resource, _, rest = line.partition(" ")
-        urls, names, verbs = (part.strip(" []") for part in rest.strip().split("] [", 2))
+        resource = line.partition(" ")[0]
+        urls, names, verbs = re.findall(r"\[([^\]]*)\]", line)
         if urls or resource in EVERYBODY or not resource:
             continue
         assert not names, line
