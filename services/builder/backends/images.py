@@ -42,6 +42,7 @@ class FunctionImages:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self._known: dict[str, str] = {}
 
     async def present(self, artefact: Artefact) -> bool:
         """Whether an artefact's image is there. Raises `BuildFailed` where that is not known."""
@@ -79,7 +80,7 @@ class FunctionImages:
             if not mine:
                 return {}
             others = set(await self._repository.tags()) - set(tags.values())
-            shared = set((await self._digests(others)).values())
+            shared = await self._shared(others, tags.values())
         except RegistryError as error:
             return dict.fromkeys(tags, str(error))
         failed: dict[str, str] = {}
@@ -95,6 +96,19 @@ class FunctionImages:
             except RegistryError as error:
                 failed[uid] = f"image {tag}: {error}"
         return failed
+
+    async def _shared(self, others: set[str], ending: Iterable[str]) -> set[str]:
+        """Return the digests of the other tags; each tag is asked for once.
+
+        A build's uid is in its tag, so a tag of an ended build never moves. Those of the builds
+        that are ending now may be under way in another try, and are always asked for.
+        """
+        builds = {tag.partition("-")[0] for tag in ending}
+        ask = {t for t in others if t not in self._known or t.partition("-")[0] in builds}
+        fresh = await self._digests(ask)
+        kept = {tag: digest for tag, digest in self._known.items() if tag in others - ask}
+        self._known = kept | fresh
+        return set(self._known.values())
 
     async def _digests(self, tags: Iterable[str]) -> dict[str, str]:
         """Return the digests of those tags that there are."""
