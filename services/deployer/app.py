@@ -243,6 +243,8 @@ class Deployer:
 
     async def _lead(self) -> None:
         """What one replica at a time does for all."""
+        # The one before may have died in the middle of a move to a new revision.
+        await until_done(self.restoration.restore, "restore")
         async with asyncio.TaskGroup() as group:
             group.create_task(until_done(self._take_notifications, "follow"))
             if self.scaler is not None:
