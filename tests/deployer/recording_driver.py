@@ -120,6 +120,8 @@ class RecordingDriver:
     ) -> None:
         for workload in workloads:
             self.calls.append(("restore", workload.uid))
+            if not self.reserves:
+                continue
             hint = endpoints[workload.uid].address
             if workload.uid not in self.functions:
                 self.functions[workload.uid] = self._listen(workload.uid, workload.kind, hint)
