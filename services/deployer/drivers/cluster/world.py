@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import TypeVar
@@ -135,15 +136,27 @@ class World:
         with translated():
             for start in range(0, len(ordered), _BATCH):
                 chosen = names.uids_selector(self.settings, ordered[start : start + _BATCH])
-                for kind in self.kinds:
-                    found = await self.cluster.list(kind, self.settings.namespace, chosen)
-                    await asyncio.gather(*(self._delete(kind, each, slots) for each in found))
-                    for each in found:
-                        removed[names.uid_of(each)].append(resource_of(each))
-                for pod in await self.cluster.list(POD, self.settings.namespace, chosen):
-                    removed[names.uid_of(pod)].append(resource_of(pod))
+                # Pods at the same time as what made them: once a controller has told a pod to end
+                # with the grace of its own, its node does not hurry any more.
+                groups = ((POD,), self.kinds)
+                found = await asyncio.gather(
+                    *(self._delete_all(kinds, chosen, slots) for kinds in groups)
+                )
+                for each in itertools.chain(*found):
+                    removed[names.uid_of(each)].append(resource_of(each))
             await asyncio.gather(*(self._until_gone(uid, slots) for uid in ordered))
         return removed
+
+    async def _delete_all(
+        self, kinds: Sequence[Kind], chosen: str, slots: asyncio.Semaphore
+    ) -> list[Manifest]:
+        done: list[Manifest] = []
+        for kind in kinds:
+            grace = _POD_GRACE if kind == POD else None
+            found = await self.cluster.list(kind, self.settings.namespace, chosen)
+            await asyncio.gather(*(self._delete(kind, each, slots, grace) for each in found))
+            done += found
+        return done
 
     async def delete(self, manifests: Sequence[tuple[Kind, Manifest]]) -> None:
         """Delete some objects, without waiting. Raises KubeError."""
