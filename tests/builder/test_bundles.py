@@ -195,8 +195,3 @@ async def test_an_archive_with_a_dockerfile_is_for_somebody_else(bundling: Repli
     build = await bundling.create(archive=archive, uid="a")
     assert build.failure.reason == "SOURCE_UNSUPPORTED", build
     assert "kaniko" in build.failure.message
-
-
-async def test_images_are_among_what_is_taken_where_a_cluster_runs_them(bundling: Replica) -> None:
-    listed = await bundling.builds.ListRuntimes(ListRuntimesRequest())
-    assert all("image" in runtime.sources for runtime in listed.runtimes), listed

@@ -238,6 +238,14 @@ async def test_a_given_image_is_taken_as_it_is_where_nobody_may_be_asked(
     assert await one.settled("image", pinned) == pinned
 
 
+async def test_images_are_among_what_is_taken_where_they_run(directories: Directories) -> None:
+    for images, sources in ((True, ["handler", "image"]), (False, ["handler"])):
+        one = choice(directories, Recorded("kaniko"), images=images)
+        for _ in range(2):
+            (runtime,) = await one.runtimes()
+            assert list(runtime.sources) == sources
+
+
 @pytest.mark.parametrize(
     "image",
     ["", "UPPER/case", "a b", "http://registry/x", "x@sha256:12", f"{REPOSITORY}:a-b", "../x"],
