@@ -17,10 +17,11 @@ import pytest
 from tests.cluster.release.load import Load
 from tests.cluster.release.looking import wait_until
 from tests.cluster.release.site import Site
-from tests.cluster.release.sources import ECHO, image_archive
+from tests.cluster.release.sources import ECHO, image_archive, new
 from tests.conformance.door import Door, Json, id_of
 
 Targets = dict[str, tuple[str, int]]
+OTHER = "another function's pod"
 METADATA = ("169.254.169.254", 80)
 TRY_SECONDS = 2
 
@@ -40,6 +41,23 @@ def attempts(targets):
         return dict(pool.map(attempt, targets.items()))
 """
 HANDLER = TRY + "\ndef handler(event, ctx):\n    return attempts(json.loads(event['body']))\n"
+# The package index is outside of the cluster, and has to be reached.
+INSTALL = "RUN uv pip install --system --break-system-packages --target /tmp/six six"
+REQUIRING = """# /// script
+# dependencies = ["six"]
+# ///
+import http.server, os, six
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        body = six.__name__.encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Server).serve_forever()
+"""
 PORTS = {"builder": 7001, "deployer": 7002, "janitor": 7003, "gateway": 8080}
 
 
@@ -118,21 +136,23 @@ def must_not(site: Site) -> Targets:
     return platform(site) | cluster(site) | {"metadata": METADATA}
 
 
-def outside(site: Site) -> Targets:
-    """Return an address outside of the cluster that pods may reach: the package index."""
-    del site
-    return {"package index": ("pypi.org", 443)}
-
-
 def check(reached: Json, free: Json, forbidden: Targets, allowed: Targets, *, who: str) -> None:
     """Check what a pod reached beside what a pod without a policy reached."""
     wrongly = {name for name in forbidden if reached[name] == "reached"}
     assert not wrongly, f"{who} reaches {wrongly}"
     # Nobody can tell a policy from a place where nothing listens.
     vacuous = {name for name in forbidden if free[name] != "reached"} - {"metadata"}
-    assert not vacuous, {name: free[name] for name in vacuous}
+    assert {name for name in vacuous if not is_guarded(name)} == set(), free
+    # Guarded from outside as well.
+    open_to_all = {name for name in forbidden if is_guarded(name)} - vacuous
+    assert not open_to_all, f"anybody in the cluster reaches {open_to_all}"
     missed = {n: reached[n] for n in allowed if free[n] == "reached" and reached[n] != "reached"}
     assert not missed, f"{who} does not reach {missed}"
+
+
+def is_guarded(name: str) -> bool:
+    """Whether a target's own policy keeps everybody away; that it listens, its readiness says."""
+    return name == OTHER or (name.endswith((" pod", " service")) and not name.startswith("API"))
 
 
 async def test_a_function(site: Site, door: Door, namespace: str) -> None:
@@ -146,14 +166,14 @@ async def test_a_function(site: Site, door: Door, namespace: str) -> None:
     )
     name = f"{service['metadata']['name']}.{site.namespace}.svc.cluster.local"
     # By its name, so that DNS is tried as well.
-    allowed: Targets = {"gateway": (name, service["spec"]["ports"][0]["port"])} | outside(site)
+    allowed: Targets = {"gateway": (name, service["spec"]["ports"][0]["port"])}
     # Called all the time, so that its pod stays.
     async with Load({f"{door.url}/f/{id_of(other)}": id_of(other)}) as tally:
         await tally.more(1)
         (pod, *_) = await asyncio.to_thread(
             site.looker.list, "pod", site.functions, f"mayfly.dev/uid={other['uid']}"
         )
-        targets["another function's pod"] = (pod["status"]["podIP"], 8080)
+        targets[OTHER] = (pod["status"]["podIP"], 8080)
         free = await asyncio.to_thread(from_a_free_pod, site, targets | allowed, namespace)
         answer = await door.call(inside, method="POST", content=json.dumps(targets | allowed))
     assert answer.status_code == 200, answer.text
@@ -166,15 +186,24 @@ async def test_a_build(site: Site, door: Door, namespace: str) -> None:
     allowed: Targets = {
         "registry": _address(site.registry_address),
         "storage": _address(site.storage_address),
-    } | outside(site)
+    }
     program = f"{TRY}\nprint('tried ' + json.dumps(attempts({targets | allowed!r})))"
     quoted = json.dumps(["python3", "-c", program])
-    function = await door.create(archive=image_archive(site.cluster.python_image, f"RUN {quoted}"))
+    function = await door.create(
+        archive=image_archive(site.cluster.python_image, f"RUN {quoted}", INSTALL)
+    )
     free = await asyncio.to_thread(from_a_free_pod, site, targets | allowed, namespace)
     line = await printed(door, function, lambda text: text.startswith("tried "))
     assert free["registry"] == free["storage"] == "reached", free
     check(json.loads(line.removeprefix("tried ")), free, targets, allowed, who="a build")
     await door.settled(function, "READY")
+
+
+@pytest.mark.needs_index
+async def test_what_installs_packages_reaches_the_index(site: Site, door: Door) -> None:
+    """On a Deployment that is the function's own pod, before its code runs."""
+    function = await door.ready(script=new(REQUIRING))
+    assert (await door.call(function)).text == "six"
 
 
 async def printed(door: Door, function: Json, wanted: Callable[[str], bool]) -> str:
@@ -225,6 +254,8 @@ def test_what_comes_in(site: Site, namespaces: str, namespace: str) -> None:
                     },
                     "image": site.cluster.python_image,
                     "command": ["python3", "-m", "http.server", "8080"],
+                    # A node that does not tell its room has none.
+                    "resources": {"requests": {"ephemeral-storage": "0"}},
                     "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
                 }
             ],
