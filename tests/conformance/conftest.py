@@ -17,6 +17,24 @@ from tests.conformance.standalone import Standalone
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--url", help="a running Mayfly; without it one is started")
+    parser.addoption(
+        "--driver",
+        choices=["process", "knative", "deployment"],
+        default="process",
+        help="the driver of the Mayfly at --url: some promises hold on one machine alone",
+    )
+
+
+@pytest.fixture(scope="session")
+def driver(request: pytest.FixtureRequest) -> str:
+    """How functions run there. A test asks only where a promise cannot hold everywhere."""
+    return str(request.config.getoption("--driver"))
+
+
+@pytest.fixture(scope="session")
+def on_cluster(driver: str) -> bool:
+    """Functions are containers of a Kubernetes, not processes of the platform's own machine."""
+    return driver != "process"
 
 
 @pytest.fixture(scope="session")
