@@ -29,6 +29,14 @@ _KEEP_ALIVE_MS = 620_000
 # How long an idle connection stays open for a request that was sent when the end came.
 _LINGER_MS = 200
 _MOST_STUCK = 8
+# As the gateway would say it, which may be told of the same a moment later.
+_OVERDUE = {
+    "code": 504,
+    "status": "DEADLINE_EXCEEDED",
+    "reason": "FUNCTION_TIMEOUT",
+    "message": "the function did not begin its response within its `timeout`",
+    "fix": "make it answer sooner, or create it with a longer `timeout`",
+}
 
 
 class ContainerServer(Serving):
@@ -166,15 +174,15 @@ class ContainerServer(Serving):
 
     def _on_overdue(self, sock: socket.socket) -> None:
         """The caller is told; Python cannot stop the thread, so the process is replaced."""
-        message = "the function did not begin its response within its `timeout`"
-        body = json.dumps({"error": message}).encode()
+        body = json.dumps({"error": _OVERDUE}).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
         try:
             sock.send(http1.response_head(504, headers, True) + body, socket.MSG_DONTWAIT)
             sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             sys.stderr.write(f"the caller of an overdue request is gone: {error}\n")
-        sys.stderr.write(f"{message} ({self._config.timeout:g} s); this process is replaced\n")
+        message = f"{_OVERDUE['message']} ({self._config.timeout:g} s)"
+        sys.stderr.write(f"{message}; this process is replaced\n")
         self._drain("timeout")
         self._request_over()
 
