@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
-
-import pytest
 
 from tests.cluster.release.looking import Object
 from tests.cluster.release.site import Site
@@ -22,7 +21,6 @@ OBJECTS = {
     "knative": ("services.serving.knative.dev", "secret"),
     "deployment": ("deployments.apps", "configmap", "secret", "service"),
 }
-KINDS = sorted({kind for kinds in OBJECTS.values() for kind in kinds})
 
 
 async def only(site: Site, kind: str, function: Json) -> Object:
@@ -68,31 +66,39 @@ async def told(door: Door, function: Json, *words: str) -> None:
         raise
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_object_is_deleted(site: Site, door: Door, kind: str) -> None:
-    if kind not in OBJECTS[site.driver]:
-        pytest.skip(f"a function on {site.driver} has no {kind}")
-    function = await door.ready(handler=ECHO, env={"WORD": "kept"})
-    before = await only(site, kind, function)
-    name = before["metadata"]["name"]
-    await asyncio.to_thread(
-        site.looker.kubectl, "delete", kind, name, "-n", site.functions, "--wait=false"
-    )
+async def of_each_kind(site: Site, test: Callable[[str], Awaitable[None]]) -> None:
+    """Do a test with each kind of object at the same time; an error says with which."""
+    kinds = OBJECTS[site.driver]
+    outcomes = await asyncio.gather(*(test(kind) for kind in kinds), return_exceptions=True)
+    failed = {k: o for k, o in zip(kinds, outcomes, strict=True) if isinstance(o, BaseException)}
+    assert not failed, failed
 
-    async def made_again() -> bool:
-        found = await asyncio.to_thread(site.looker.get, kind, site.functions, name)
-        return (
-            found is not None
-            and found["metadata"]["uid"] != before["metadata"]["uid"]
-            and "deletionTimestamp" not in found["metadata"]
+
+async def test_objects_are_deleted(site: Site, door: Door) -> None:
+    async def delete(kind: str) -> None:
+        function = await door.ready(handler=ECHO, env={"WORD": "kept"})
+        before = await only(site, kind, function)
+        name = before["metadata"]["name"]
+        await asyncio.to_thread(
+            site.looker.kubectl, "delete", kind, name, "-n", site.functions, "--wait=false"
         )
 
-    await until(made_again, RIGHT_SECONDS, what=f"{kind} {name} again", every=0.2)
-    after = await only(site, kind, function)
-    if kind in ("configmap", "secret"):
-        assert content(after) == content(before)
-    await answers_again(door, function)
-    await told(door, function, name)
+        async def made_again() -> bool:
+            found = await asyncio.to_thread(site.looker.get, kind, site.functions, name)
+            return (
+                found is not None
+                and found["metadata"]["uid"] != before["metadata"]["uid"]
+                and "deletionTimestamp" not in found["metadata"]
+            )
+
+        await until(made_again, RIGHT_SECONDS, what=f"{kind} {name} again", every=0.2)
+        after = await only(site, kind, function)
+        if kind in ("configmap", "secret"):
+            assert content(after) == content(before)
+        await answers_again(door, function)
+        await told(door, function, name)
+
+    await of_each_kind(site, delete)
 
 
 # Where in an object, and what somebody writes there.
@@ -105,30 +111,30 @@ EDITS: dict[str, tuple[tuple[str, ...], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_object_is_edited(site: Site, door: Door, kind: str) -> None:
-    if kind not in OBJECTS[site.driver]:
-        pytest.skip(f"a function on {site.driver} has no {kind}")
-    function = await door.ready(handler=ECHO, env={"WORD": "kept"})
-    before = await only(site, kind, function)
-    name = before["metadata"]["name"]
-    path, value = EDITS[kind]
-    edit: Any = value
-    for key in reversed(path):
-        edit = {key: edit}
-    assert _at(before, path) != value
-    await asyncio.to_thread(
-        site.looker.kubectl,
-        *("patch", kind, name, "-n", site.functions, "--type=merge", "-p", json.dumps(edit)),
-    )
+async def test_objects_are_edited(site: Site, door: Door) -> None:
+    async def edit(kind: str) -> None:
+        function = await door.ready(handler=ECHO, env={"WORD": "kept"})
+        before = await only(site, kind, function)
+        name = before["metadata"]["name"]
+        path, value = EDITS[kind]
+        written: Any = value
+        for key in reversed(path):
+            written = {key: written}
+        assert _at(before, path) != value
+        await asyncio.to_thread(
+            site.looker.kubectl,
+            *("patch", kind, name, "-n", site.functions, "--type=merge", "-p", json.dumps(written)),
+        )
 
-    async def put_right() -> bool:
-        now = await only(site, kind, function)
-        return _at(now, path) == _at(before, path)
+        async def put_right() -> bool:
+            now = await only(site, kind, function)
+            return _at(now, path) == _at(before, path)
 
-    await until(put_right, RIGHT_SECONDS, what=f"{kind} {name} as it was", every=0.2)
-    await answers_again(door, function)
-    await told(door, function, name)
+        await until(put_right, RIGHT_SECONDS, what=f"{kind} {name} as it was", every=0.2)
+        await answers_again(door, function)
+        await told(door, function, name)
+
+    await of_each_kind(site, edit)
 
 
 def _at(value: Object, path: tuple[str, ...]) -> object:
@@ -254,9 +260,10 @@ async def test_what_belongs_to_nothing_is_swept(site: Site, door: Door) -> None:
         def names() -> list[str]:
             found: list[str] = []
             for stray in strays:
-                kind = f"{stray['kind']}.v1.{stray['apiVersion'].rpartition('/')[0]}"
+                group = stray["apiVersion"].rpartition("/")[0]
+                kind = f"{stray['kind']}.{group}" if group else stray["kind"]
                 metadata = stray["metadata"]
-                if looker.get(kind.rstrip("."), metadata["namespace"], metadata["name"]):
+                if looker.get(kind, metadata["namespace"], metadata["name"]):
                     found.append(f"{stray['kind']}/{metadata['name']}")
             return found + ([tag] if looker.image_digest(image) else [])
 

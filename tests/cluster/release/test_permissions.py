@@ -33,29 +33,26 @@ MAKES = "create patch get list watch delete"
 DEPLOYER = {
     "knative": rights(
         f"services.serving.knative.dev: {MAKES}",
-        "revisions.serving.knative.dev: get list watch delete",
+        "revisions.serving.knative.dev: list watch delete",
         f"secrets: {MAKES}",
-        "pods: get list watch delete",
+        "pods: list watch delete",
         "pods/log: get",
-        "events: list watch",
     ),
     "deployment": rights(
         f"deployments.apps: {MAKES}",
-        "deployments.apps/scale: get patch",
-        "replicasets.apps: get list watch",
+        "deployments.apps/scale: patch",
+        "replicasets.apps: list watch delete",
         f"services: {MAKES}",
         f"configmaps: {MAKES}",
         f"secrets: {MAKES}",
-        "pods: get list watch delete",
+        "pods: patch list watch delete",
         "pods/log: get",
-        "events: list watch",
     ),
 }
 BUILDER = rights(
-    f"pods: {MAKES}",
+    "pods: create list watch delete",
     "pods/log: get",
-    "secrets: create patch get list delete",
-    "events: list watch",
+    "secrets: create get list delete",
 )
 
 
