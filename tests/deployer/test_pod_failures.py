@@ -85,6 +85,14 @@ def test_ends_are_told_apart():
     assert reason_of(pod(ended), handler) == "INSTANCE_START_FAILED"
 
 
+@pytest.mark.parametrize(("code", "told"), [(3, 3), (128, 128), (137, -9), (192, -64), (255, 255)])
+def test_a_signal_is_told_as_one(code: int, told: int):
+    found = failures.trouble_of(pod({"terminated": {"exitCode": code}}), SCRIPT, SETTINGS, 0)
+    assert found is not None
+    assert found.exit_code == told
+    assert (f"signal {-told}" in found.message) == (told < 0)
+
+
 def test_what_the_container_says_of_itself_counts_most():
     trouble = failures.trouble_of(
         pod({"terminated": {"exitCode": 1}}), replace(SCRIPT, kind="handler"), SETTINGS, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -19,6 +19,7 @@ LOG_TAIL = 50
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _PULL_GRACE_SECONDS = 10.0
+_LAST_SIGNAL = 64
 _GONE = re.compile(
     r"not found|manifest unknown|NotFound|name unknown|repository does not exist", re.I
 )
@@ -38,7 +39,10 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a pod will not become ready. logs: which of the container's say more."""
+    """Why a pod will not become ready. logs: which of the container's say more.
+
+    exit_code: negative is the signal that ended it.
+    """
 
     reason: str
     message: str
@@ -100,11 +104,17 @@ def _container_trouble(
         return None
     inits: list[dict[str, Any]] = pod["spec"].get("initContainers") or []
     is_init = name in {each["name"] for each in inits}
-    code: int = end.get("exitCode", 0)
+    code = exit_code(end)
     if is_init and code == 0:
         return None
     running = "terminated" in pods.container_status(pod, name).get("state", {})
     return _ended(workload, name, end, code, "current" if running else "previous", is_init)
+
+
+def exit_code(end: Mapping[str, Any]) -> int:
+    """How a process ended; minus the signal where it was one, which runtimes tell as 128 + n."""
+    code: int = end.get("exitCode", 0)
+    return 128 - code if 128 < code <= 128 + _LAST_SIGNAL else code
 
 
 def _pull_trouble(message: str, waited: float) -> Trouble | None:
@@ -127,7 +137,7 @@ def _ended(
     logs: Literal["current", "previous"],
     is_init: bool,
 ) -> Trouble:
-    how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
     if end.get("reason") == "OOMKilled":
         return Trouble(
             "INSTANCE_START_FAILED",

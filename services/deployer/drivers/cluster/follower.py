@@ -10,14 +10,14 @@ from libs.kube.informer import Change
 from libs.kube.kinds import POD, Kind, Manifest
 from services.deployer.drivers.base import (
     ArtefactLost,
-    InstanceStarted,
-    InstanceStopped,
     LogLine,
     Notification,
     Wanted,
 )
-from services.deployer.drivers.cluster import container, failures, names, pods
+from services.deployer.drivers.cluster import failures, names
+from services.deployer.drivers.cluster.backoff import Replacements
 from services.deployer.drivers.cluster.drift import Desired, Drift
+from services.deployer.drivers.cluster.instances import Instances
 from services.deployer.drivers.cluster.logs import LogStreams
 from services.deployer.drivers.cluster.world import World
 
@@ -38,7 +38,8 @@ class Follower:
         self._some = asyncio.Event()
         self._drift = Drift(world, wanted, desired, self.tell)
         self._logs = LogStreams(world, self.tell)
-        self._ready: dict[str, int] = {}
+        self._instances = Instances(self.tell)
+        self._replacements = Replacements(world)
         self._lost: set[tuple[str, int]] = set()
         self._suspects: asyncio.Queue[tuple[str, int, str]] = asyncio.Queue()
 
@@ -61,6 +62,7 @@ class Follower:
         tasks = [
             asyncio.create_task(self._drift.run(), name="drift"),
             asyncio.create_task(self._judge(), name="lost-artefacts"),
+            asyncio.create_task(self._replacements.run(), name="replacements"),
         ]
         try:
             uids = {*known, *(uid for kind in self._world.kinds for uid in self._world.uids(kind))}
@@ -69,6 +71,7 @@ class Follower:
                     for each in self._world.all_of(kind, uid):
                         self._drift.take(kind, Change("added", each))
                 for pod in self._world.pods(uid):
+                    self._instances.know(pod)
                     self._take_pod(pod)
                 self._say(uid)
             self._drift.check(uids)
@@ -98,34 +101,24 @@ class Follower:
         if kind != POD:
             self._drift.take(kind, change)
             return
+        pod = change.object
+        uid = names.uid_of(pod)
         if change.type == "deleted":
-            self._stopped(change.object, gone=True)
-            self._logs.forget(change.object)
+            self._instances.gone(pod)
+            self._logs.forget(pod)
+            if not self._world.all_of(self._world.kinds[0], uid):
+                self._replacements.forget(uid)
         else:
-            self._take_pod(change.object)
-        self._say(names.uid_of(change.object))
+            self._instances.take(pod)
+            self._take_pod(pod)
+        self._say(uid)
 
     def _take_pod(self, pod: Manifest) -> None:
         self._logs.take(pod)
-        uid, name = names.uid_of(pod), pod["metadata"]["name"]
-        runs = pods.restarts(pod, container.CONTAINER)
-        if name in self._ready and self._ready[name] != runs:
-            self._stopped(pod)
-        if pods.is_ready(pod) and name not in self._ready:
-            self._ready[name] = runs
-            revision = names.revision_of(pod)
-            self.tell(InstanceStarted(uid, name, revision, pods.ready_seconds(pod)))
-        elif pods.is_ending(pod):
-            self._stopped(pod)
-        elif failures.is_image_gone(pod):
-            self._suspects.put_nowait((uid, names.revision_of(pod), name))
-
-    def _stopped(self, pod: Manifest, *, gone: bool = False) -> None:
-        name = pod["metadata"]["name"]
-        if self._ready.pop(name, None) is None:
-            return
-        reason, code = ended(pod, gone=gone)
-        self.tell(InstanceStopped(names.uid_of(pod), name, reason, code))
+        self._replacements.take(pod)
+        if failures.is_image_gone(pod):
+            name = pod["metadata"]["name"]
+            self._suspects.put_nowait((names.uid_of(pod), names.revision_of(pod), name))
 
     def _say(self, uid: str) -> None:
         for notification in self._on_pods(uid):
@@ -142,17 +135,3 @@ class Follower:
                 continue
             self._lost.add((uid, revision))
             self.tell(ArtefactLost(uid, f"the image of {pod} is not in its registry any more"))
-
-
-def ended(pod: Manifest, *, gone: bool = False) -> tuple[str, int | None]:
-    """How an instance ended: a reason of `InstanceStopped`, and its exit code where it has one."""
-    end = pods.last_end(pod, container.CONTAINER)
-    if end.get("reason") == "OOMKilled":
-        return "memory", -9
-    deleted = gone or "deletionTimestamp" in pod["metadata"]
-    if deleted:
-        return "idle", None
-    code: int | None = end.get("exitCode")
-    if code is None:
-        return "killed", None
-    return ("killed", 128 - code) if code > 128 else ("exited", code)
