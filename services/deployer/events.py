@@ -149,8 +149,9 @@ async def tail_logs(
     store: Store, wakeups: Wakeups, uid: str, tail: int, *, follow: bool
 ) -> AsyncIterator[TailLogsResponse]:
     """Yield the last `tail` lines, then, with `follow`, new ones until the function has ended."""
+    left = tail or DEFAULT_TAIL
     async with store.connection() as connection:
-        after = await store.queries.log_start(connection, uid=uid, tail=tail or DEFAULT_TAIL) or 0
+        after = await store.queries.log_start(connection, uid=uid, tail=left) or 0
     with wakeups.watch(uid) as changed:
         while True:
             changed.clear()
@@ -164,6 +165,9 @@ async def tail_logs(
                     log=LogEvent.FromString(record["payload"]),
                     sequence=after,
                 )
+                left -= 1
+                if not follow and not left:
+                    return  # what has been written since is not asked for
             if len(records) == PAGE:
                 continue
             if not follow or records[-1]["state"] == State.STATE_RECLAIMED:
