@@ -109,7 +109,7 @@ def test_a_container_may_next_to_nothing():
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     assert container["resources"]["limits"]["memory"] == "128000000"
-    assert spec["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "128000000"}
+    assert spec["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "96000000"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_differences_are_found_and_what_the_server_adds_is_none():
     found = replace_in(service, "spec.template.spec.serviceAccountName", "default")
     assert difference(service, found) is None
     quantity = replace_in(service, "spec.template.spec.volumes", [
-        {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "128M"}}
+        {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "96M"}}
     ])  # fmt: skip
     assert difference(service, quantity) is None
     edited = replace_in(service, "spec.template.spec.timeoutSeconds", 77)

@@ -49,8 +49,9 @@ def resources(workload: Workload) -> dict[str, Any]:
 
 
 def scratch(workload: Workload) -> dict[str, Any]:
-    """The volume for /tmp: in memory, so it counts as memory, and bounded like it."""
-    size = str(workload.limits.memory_bytes)
+    """The volume for /tmp: in memory, so it counts as memory. It holds less than an instance may
+    have, so that one that fills it is told that it is full, and is not ended for it."""
+    size = str(workload.limits.memory_bytes * 3 // 4)
     return {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
 
 
