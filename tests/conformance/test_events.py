@@ -125,7 +125,7 @@ async def test_events_come_while_they_happen(mayfly: Door) -> None:
     assert at["STATE_READY"] - at["importing"] > 1.0, at
 
 
-async def test_what_a_handler_writes_is_in_its_logs(mayfly: Door) -> None:
+async def test_what_a_handler_writes_is_in_its_logs(mayfly: Door, on_cluster: bool) -> None:
     code = (
         "import sys, logging\n"
         "print('at import')\n"
@@ -141,7 +141,9 @@ async def test_what_a_handler_writes_is_in_its_logs(mayfly: Door) -> None:
     assert "at import" in text
     async with mayfly.stream(f"/v1/{function['name']}:logs", tail=100) as messages:
         lines = {m["log"]["text"]: m["log"] async for m in messages}
-    assert lines["to stderr"]["origin"] == "ORIGIN_STDERR"
+    # Kubernetes gives a container's two streams as one.
+    stderr = "ORIGIN_STDOUT" if on_cluster else "ORIGIN_STDERR"
+    assert lines["to stderr"]["origin"] == stderr
     assert lines["to stderr"]["instance"]
     out = next(log for text, log in lines.items() if text.startswith("to stdout"))
     assert out["origin"] == "ORIGIN_STDOUT"

@@ -173,13 +173,17 @@ async def test_no_privileges(inside: Inside) -> None:
     assert uid != "0"
 
 
-async def test_the_environment_holds_nothing_of_the_platform(inside: Inside) -> None:
+async def test_the_environment_holds_nothing_of_the_platform(
+    inside: Inside, on_cluster: bool
+) -> None:
     environ = await inside.ask("environ")
     assert environ["MINE"] == "1"
     assert "MAYFLY_FUNCTION" in environ
     assert "MAYFLY_URL" in environ
     ours = {k for k in environ if k.startswith("MAYFLY_")}
     assert not {k for k in ours if "DATABASE" in k or "DATA_DIR" in k or "LISTEN" in k}, ours
+    if on_cluster:
+        return  # it inherits nothing from here, and its image may say what this machine says
     inherited = {k for k in os.environ if k not in {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "PORT"}}
     leaked = {k for k in environ if k in inherited and environ[k] == os.environ[k]}
     harmless = {"PWD", "SHLVL", "_", "TMPDIR", "USER", "LOGNAME", "SHELL"}
@@ -232,11 +236,12 @@ async def test_the_mount_table_names_no_other_function(mayfly: Door, inside: Ins
     assert "/sockets" not in mounts
 
 
-async def test_the_kernel_refuses(inside: Inside) -> None:
+async def test_the_kernel_refuses(inside: Inside, on_cluster: bool) -> None:
     results = await inside.ask("kernel")
     allowed = {name for name, result in results.items() if not denied(result)}
-    # A process may signal its own pid 1, which the kernel shields from its own namespace.
-    assert allowed <= {"kill everybody"}, results
+    # A process may signal its own pid 1, which the kernel shields from its own namespace. The
+    # seccomp profile of container runtimes lets a process trace others of its own container.
+    assert allowed <= {"kill everybody"} | ({"ptrace"} if on_cluster else set()), results
     assert (await inside.ask("status"))["NoNewPrivs"] == "1"
 
 
