@@ -72,6 +72,7 @@ _FUNCTION_RULES = (
     Rule(NO_RESPONSE_IN_TIME, flags=_TIMED_OUT),
     Rule(BROKE_OFF, flags=_BROKE_OFF),
     Rule(UNREACHABLE, flags=_UNREACHABLE),
+    Rule(BROKE_OFF, code=502),
     Rule(NO_SUCH_PAGE, code=404),
     Rule(_TOO_SLOW, code=408),
     Rule(_TOO_LARGE, code=413),

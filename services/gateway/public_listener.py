@@ -1,6 +1,6 @@
 """The public port: functions by path and by host, pages, and the way to the API.
 
-A function's request passes two filters and no tracer; all that the API needs is in a listener of
+A function's request passes three filters and no tracer; all that the API needs is in a listener of
 its own (`api_listener`), because what a connection manager has switched on costs every request.
 """
 
@@ -25,6 +25,7 @@ from services.gateway.envoy_config import (
     set_header,
     unbounded,
 )
+from services.gateway.ingress_replies import ingress_replies
 from services.gateway.local_reply import function_replies
 from services.gateway.tls import transport_socket
 
@@ -72,6 +73,7 @@ def public_listener(inputs: Inputs) -> Config:
         },
         "http_filters": [
             {"name": _TIME_LIMIT, "typed_config": time_limit(), "disabled": True},
+            ingress_replies(),
             router(),
         ],
     }

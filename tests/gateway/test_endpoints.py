@@ -131,6 +131,34 @@ async def test_without_a_host_of_its_own_an_endpoint_gets_the_callers(
         assert "x-forwarded-host" not in seen
 
 
+@pytest.mark.parametrize("held", [True, False])
+async def test_an_ingress_that_was_not_answered_is_told_in_the_gateways_words(
+    gateway: Running, held: bool
+) -> None:
+    proxys = (
+        "content-type: text/plain; charset=utf-8\r\nx-content-type-options: nosniff\r\n",
+        "server: envoy\r\n",
+    )
+    own = ("".join(proxys[:1]), proxys[1], "")
+    said = ["".join(proxys), *own]
+
+    async def ingress(request: Request) -> None:
+        number = int(request.target.rpartition("/")[2])
+        await request.respond(b"EOF\n", code=502, headers=said[number])
+
+    async with serve("127.0.0.1:0", ingress) as upstream:
+        for number in range(len(said)):
+            await gateway.deployer.put(route(f"f{number}", upstream.endpoint, host=HOST))
+            for _ in range(1 if held else 20):
+                answer = await gateway.http.get(f"/f/f{number}/{number}")
+                assert answer.status_code == 502
+                if number:
+                    assert answer.content == b"EOF\n"
+                else:
+                    assert answer.json()["error"]["reason"] == "FUNCTION_BROKE_OFF"
+                    assert answer.headers["content-type"] == "application/json"
+
+
 async def test_names_are_endpoints(gateway: Running) -> None:
     async with serve("127.0.0.1:0") as upstream:
         named = upstream.endpoint.replace("127.0.0.1", "localhost")
