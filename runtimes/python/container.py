@@ -11,6 +11,7 @@ MAYFLY_URL                  its address; for the handler's own use
 MAYFLY_TIMEOUT (60)         seconds until a request's response begins
 MAYFLY_CONCURRENCY (1)      requests that the handler has at a time
 MAYFLY_MAX_BODY (33554432)  bytes of a request's body
+MAYFLY_OPEN_FILES           how many files the process may have open; optional
 MAYFLY_SITE                 directories of packages, joined with ":"; optional
 
 A handler that cannot be used: its traceback on stderr, then a line `mayfly-failure: {"reason":
@@ -50,6 +51,7 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
+from . import open_files
 from .connections import BACKLOG, ContainerServer
 from .loading import Config, HandlerFailed, load_handler
 
@@ -96,6 +98,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     settings = read_settings(os.environ)
+    open_files.limit(os.environ)
     os.environ.pop(_LISTEN_FD, None)
     threading.stack_size(_THREAD_STACK)
     for directory in settings.site:

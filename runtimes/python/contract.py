@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote
@@ -100,7 +99,12 @@ def make_event(method: str, target: str, headers: dict[str, str], body: bytes) -
 
 
 def request_id(headers: dict[str, str]) -> str:
-    return headers.get("x-request-id") or str(uuid.uuid4())
+    given = headers.get("x-request-id")
+    if given:
+        return given
+    import uuid  # seldom needed: proxies make one
+
+    return str(uuid.uuid4())
 
 
 def is_async_stream(value: Any) -> bool:

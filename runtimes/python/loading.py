@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,6 +54,8 @@ def load_handler(entry: str) -> Callable[[Any, Any], Any]:
 
 def user_traceback(error: BaseException) -> list[str]:
     """The traceback without the frames of this server and of the import machinery."""
+    import traceback  # seldom needed, and slow to import
+
     own = os.path.dirname(os.path.abspath(__file__))
     trace = error.__traceback__
     while trace is not None:

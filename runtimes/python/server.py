@@ -8,6 +8,7 @@ followers). A thread is made when the one before it is about to be busy.
 from __future__ import annotations
 
 import _thread
+import asyncio
 import gc
 import json
 import os
@@ -16,6 +17,8 @@ import signal
 import socket
 import sys
 import threading
+import traceback
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +29,8 @@ from .status import StatusPage
 
 _THREAD_STACK = 1 << 20
 _KEEP_ALIVE_MS = 30_000
+# Imported where they are used, later or never; here before the fork, and so for nothing.
+_AT_HAND = (asyncio, traceback, uuid)
 
 
 def run(config: Config, listen_fd: int, control_fd: int, status_fd: int) -> int:

@@ -6,20 +6,20 @@ How connections are accepted, counted and ended differs between an instance of t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import json
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from . import contract, http1
 from .loading import Config, user_traceback
 
 if TYPE_CHECKING:
+    import asyncio
     from typing import Protocol
 
     class Status(Protocol):
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         def draining(self) -> bool: ...
         def begin(self, slot: int) -> None: ...
         def end(self, slot: int) -> None: ...
+
+
+_ITERABLE_COROUTINE = 0x100  # a generator of `types.coroutine`; CO_ITERABLE_COROUTINE
 
 
 class Serving:
@@ -94,12 +97,15 @@ class Serving:
 
     def _call(self, event: contract.Event, context: contract.Context) -> Any:
         result = self._handler(event, context)
-        if inspect.isawaitable(result):
+        if _is_awaitable(result):
             return self._await(result)
         return result
 
     def _await(self, awaitable: Any) -> Any:
         """Run on the one event loop of this instance, so that handlers may share clients."""
+
+        # Half of the time that an instance takes to start, if all had to wait for it.
+        import asyncio
 
         async def wait() -> Any:
             return await awaitable
@@ -107,6 +113,8 @@ class Serving:
         return asyncio.run_coroutine_threadsafe(wait(), self._event_loop()).result()
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
+        import asyncio
+
         with self._loop_lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
@@ -205,6 +213,13 @@ class Serving:
     def _log(self, request_id: str, text: str, *lines: str) -> None:
         sys.stderr.write("\n".join((f"request {request_id}: {text}", *lines)) + "\n")
         sys.stderr.flush()
+
+
+def _is_awaitable(value: Any) -> bool:
+    """As `inspect.isawaitable`, whose module takes its time to import."""
+    if isinstance(value, GeneratorType):
+        return bool(value.gi_code.co_flags & _ITERABLE_COROUTINE)
+    return isinstance(value, Awaitable)
 
 
 def hang_up(sock: socket.socket) -> None:

@@ -17,7 +17,6 @@ from services.deployer.drivers.deployment.manifests import grace_of, manifests
 from services.deployer.drivers.deployment.moves import View, moves
 from services.deployer.drivers.deployment.pods import endpoint_of, is_serving, question_of
 from services.deployer.drivers.deployment.shape import Setup
-from services.deployer.drivers.deployment.start import complaint
 
 SETUP = Setup(ClusterSettings(namespace="fns", runtime_class="gvisor"), "python:3", "index")
 
@@ -81,7 +80,13 @@ def test_files_are_mounted_where_the_script_works() -> None:
     contents = {each["path"]: base64.b64decode(data[each["key"]]) for each in own}
     assert contents == {"script.py": b"print(1)\n", "pkg/data.txt": b"x"}
     container = pod["containers"][0]
-    assert container["command"][-5:] == ["script", "8000", "20", "12", "script.py"]
+    assert container["command"] == ["python", "-I", "-S", "/mayfly/runtime/script.py", "script.py"]
+    told = {each["name"]: each["value"] for each in container["env"]}
+    assert told.items() >= {
+        "PORT": "8000", "MAYFLY_START_TIMEOUT": "20", "MAYFLY_TIMEOUT": "10",
+        "MAYFLY_OPEN_FILES": "1024",
+    }.items()  # fmt: skip
+    assert "MAYFLY_REACHED_BY" not in told
     assert {"name": "own", "mountPath": "/function", "readOnly": True} in container["volumeMounts"]
     assert "initContainers" not in pod
 
@@ -92,7 +97,9 @@ def test_files_are_mounted_where_the_script_works() -> None:
 def test_what_a_config_map_cannot_hold_as_it_is_is_unpacked(files: bytes) -> None:
     workload = dataclasses.replace(SCRIPT, bundle=files)
     assert base64.b64decode(by_kind(workload)["ConfigMap"]["binaryData"]["bundle.tar.gz"]) == files
-    variables = {each["name"]: each["value"] for each in pod_of(workload)["containers"][0]["env"]}
+    container = pod_of(workload)["containers"][0]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert container["command"][3:5] == ["/mayfly/unpack.py", "python"]
     assert variables["MAYFLY_BUNDLE"] == "/mayfly/bundle.tar.gz"
 
 
@@ -125,6 +132,12 @@ def test_an_image_brings_its_own_command() -> None:
     container = pod_of(IMAGE)["containers"][0]
     assert container["image"] == IMAGE.image
     assert "command" not in container
+
+
+def test_a_script_in_an_image_waits_itself_before_it_ends() -> None:
+    workload = dataclasses.replace(IMAGE, kind="script")
+    assert "lifecycle" not in pod_of(workload)["containers"][0]
+    assert "lifecycle" in pod_of(IMAGE)["containers"][0]
 
 
 @pytest.mark.parametrize("workload", [SCRIPT, HANDLER, IMAGE])
@@ -198,18 +211,3 @@ def test_moves_are_told_once_and_again_to_whoever_woke_it() -> None:
         "EndpointMoved",
         "BecameIdle",
     ]
-
-
-def test_where_a_script_listens_is_judged() -> None:
-    assert complaint({8000: {"0.0.0.0"}}, 8000, 5) is None
-    assert complaint({8000: {"::"}, 9000: {"0.0.0.0"}}, 8000, 5) is None
-    reasons = {
-        "SCRIPT_NEVER_LISTENED": complaint({}, 8000, 5),
-        "SCRIPT_LISTENS_ELSEWHERE": complaint({9000: {"0.0.0.0"}}, 8000, 5),
-    }
-    for reason, said in reasons.items():
-        assert said is not None
-        assert said["reason"] == reason
-    loopback = complaint({8000: {"127.0.0.1"}}, 8000, 5)
-    assert loopback is not None
-    assert "0.0.0.0" in loopback["fix"]

@@ -7,12 +7,27 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // In a container nobody hands a listening socket over and nobody counts connections from outside:
 // it listens on PORT, takes every connection, and lets concurrency requests into the handler.
 
 const probeHeader = "Mayfly-Probe" // see runtimes/python/probes.py
+
+// limitOpenFiles holds this process to MAYFLY_OPEN_FILES: a container itself sets no limit.
+func limitOpenFiles() error {
+	wanted := uint64(max(0, number("MAYFLY_OPEN_FILES", 0)))
+	if wanted == 0 {
+		return nil
+	}
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
+		return err
+	}
+	limit := min(wanted, now.Max)
+	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: limit, Max: limit})
+}
 
 func listenOnPort() (net.Listener, error) {
 	port := os.Getenv("PORT")

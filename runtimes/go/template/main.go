@@ -70,6 +70,9 @@ func main() {
 		listener, err = net.FileListener(file)
 		file.Close()
 	} else {
+		if err := limitOpenFiles(); err != nil {
+			log.Fatalf("the limit of open files: %v", err)
+		}
 		listener, err = listenOnPort()
 	}
 	if err != nil {

@@ -74,7 +74,8 @@ async def test_a_script_is_run_itself(tmp_path: Path) -> None:
     source = '# /// script\n# dependencies = ["six"]\n# [tool.mayfly]\n# port = 8000\n# ///\n'
     made = await recipe(tmp_path, source, "script")
     assert (made.kind, made.entry) == (Artefact.KIND_SCRIPT, "script.py")
-    assert made.arguments["PROGRAM"] == "/function/script.py"
+    assert made.arguments["PROGRAM"] == "/mayfly/script.py"
+    assert made.arguments["ENTRY"] == "/function/script.py"
     assert made.files["requirements/requirements.txt"] == b"six\n"
     assert made.settings.port == 8000
 

@@ -60,7 +60,10 @@ def test_a_handler_is_served_by_the_runtime_as_an_ordinary_user() -> None:
 def test_a_script_is_run_by_its_environments_python() -> None:
     config, _ = made(is_handler=False, entry="main.py", environment=True)
     settings = config["config"]
-    assert settings["Entrypoint"] == ["/mayfly/env/bin/python", "/function/main.py"]
+    assert settings["Entrypoint"] == [
+        *("/mayfly/env/bin/python", "-I", "-S"),
+        *("/mayfly/runtime/script.py", "/function/main.py"),
+    ]
     environ = interpreter.environ_of(settings["Env"])
     assert environ["PATH"] == "/mayfly/env/bin:/usr/local/bin:/bin"
     assert "MAYFLY_HANDLER" not in environ

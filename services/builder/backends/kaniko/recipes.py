@@ -25,7 +25,7 @@ from services.builder.backends.python_source import Placed, check_for, place, re
 from services.builder.failures import BuildFailed
 
 DOCKERFILE = "Dockerfile"
-PROGRAM = "/mayfly/container.py"
+RUNTIME = "/mayfly"
 FUNCTION = "/function"
 _FROM = re.compile(r"(?mi)^FROM\b.*$")
 _SOURCE = "source"
@@ -106,7 +106,7 @@ class Recipes:
             progress.log(note)
         await check_for(found, order.files, self.images.python, self._interpreters, progress.log)
         runtime = self.runtimes / "python"
-        program = PROGRAM if found.is_handler else f"{FUNCTION}/{found.entry}"
+        program = "container.py" if found.is_handler else "script.py"
         return Recipe(
             files={
                 DOCKERFILE: declared((runtime / DOCKERFILE).read_text(), index).encode(),
@@ -116,8 +116,8 @@ class Recipes:
             },
             arguments={
                 "BASE_IMAGE": self.images.base,
-                "PROGRAM": program,
-                "HANDLER": f"{FUNCTION}/{found.entry}",
+                "PROGRAM": f"{RUNTIME}/{program}",
+                "ENTRY": f"{FUNCTION}/{found.entry}",
             },
             kind=found.kind,
             size=found.size,

@@ -11,8 +11,8 @@ from pathlib import Path
 from mayfly.v1.build_pb2 import Artefact, Runtime
 from mayfly.v1.source_pb2 import Stage
 
-import runtimes.python
 from libs.registry import NotFound, RegistryError, Repository
+from runtimes import container_files
 from services.builder.backends import python_source
 from services.builder.backends.base import (
     ENVIRONMENT,
@@ -210,10 +210,9 @@ class LayersBackend:
     ) -> str:
         layers: list[Layer] = []
         own: list[Own] = []
-        if read.is_handler:
-            layer, content = runtime_layer()
-            layers.append(layer)
-            own.append(Own(layer.digest, content, is_shared=True))
+        layer, content = runtime_layer()
+        layers.append(layer)
+        own.append(Own(layer.digest, content, is_shared=True))
         if shared is not None:
             layers.append(shared.layer)
             source = self._environments.repository
@@ -232,11 +231,10 @@ class LayersBackend:
 
 @functools.cache
 def runtime_layer() -> tuple[Layer, bytes]:
-    """Return the layer with the server of handlers, which all handlers share, and its content."""
-    directory = Path(next(iter(runtimes.python.__path__)))
-    files = sorted(directory.glob("*.py"))
+    """Return the layer with what runs handlers and scripts, which all share, and its content."""
+    files = {**container_files.of_handlers(), **container_files.of_scripts()}
     return tarball.in_memory(
-        [Entry(f"{RUNTIME_ROOT}/{file.name}", content=file.read_bytes()) for file in files]
+        [Entry(f"{RUNTIME_ROOT}/{path}", content=files[path]) for path in sorted(files)]
     )
 
 

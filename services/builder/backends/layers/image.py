@@ -96,7 +96,10 @@ def _config(base: Mapping[str, Any], layers: Sequence[Layer], program: Program) 
         inherited.pop(name, None)
     python = f"/{ENVIRONMENT_ROOT}/bin/python" if program.environment else program.python
     entry = f"/{FUNCTION_ROOT}/{program.entry}"
-    start = [python, f"/{RUNTIME_ROOT}/container.py"] if program.is_handler else [python, entry]
+    if program.is_handler:
+        start = [python, f"/{RUNTIME_ROOT}/container.py"]
+    else:
+        start = [python, "-I", "-S", f"/{RUNTIME_ROOT}/script.py", entry]
     inherited |= {
         "User": USER,
         "WorkingDir": f"/{FUNCTION_ROOT}",

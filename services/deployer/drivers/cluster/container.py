@@ -16,7 +16,7 @@ CONTAINER = "function"
 PROBE_HEADER = "mayfly-probe"
 _MAX_BODY = 100 << 20
 _EPHEMERAL = "256Mi"  # log files count; the root is read-only and /tmp is in memory
-_CPU_REQUEST = "10m"
+_CPU_REQUEST = "50m"
 _MEMORY_SHARE = 8
 _HANDLERS = frozenset({"handler", "go_handler"})
 
@@ -68,13 +68,16 @@ def environment(workload: Workload) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "MAYFLY_FUNCTION": workload.function_id,
         "MAYFLY_URL": workload.url,
+        "MAYFLY_TIMEOUT": f"{workload.timeout:g}",
+        "MAYFLY_OPEN_FILES": str(workload.limits.open_files),
     }
     if workload.kind in _HANDLERS:
         values |= {
-            "MAYFLY_TIMEOUT": f"{workload.timeout:g}",
             "MAYFLY_CONCURRENCY": str(workload.concurrency),
             "MAYFLY_MAX_BODY": str(min(_MAX_BODY, workload.limits.memory_bytes // 4)),
         }
+    if workload.kind == "script":
+        values["MAYFLY_START_TIMEOUT"] = f"{workload.start_timeout:g}"
     if workload.kind == "go_handler":
         values["GOMEMLIMIT"] = str(workload.limits.memory_bytes * 9 // 10)
     return values

@@ -9,16 +9,16 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
-import runtimes.python
 from libs.kube.kinds import Manifest
+from runtimes import container_files
+from services.deployer.drivers import deployment as deployment_package
 from services.deployer.drivers.base import DeployFailed, Workload
 from services.deployer.drivers.cluster import container as shared
 from services.deployer.drivers.cluster import names
 from services.deployer.drivers.cluster.drift import stamped
-from services.deployer.drivers.deployment import start
 from services.deployer.drivers.deployment.shape import (
     ENVIRONMENT_DIR,
     FILES_DIR,
@@ -36,6 +36,8 @@ _ROOM = "4Gi"
 _START_MARGIN_SECONDS = 5
 _BUNDLE = "bundle.tar.gz"
 _LOCK = "requirements.txt"
+_UNPACK = "unpack.py"
+_ALONE = ("python", "-I", "-S")  # of the user's, nothing is imported
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,23 @@ def manifests(workload: Workload, setup: Setup, replicas: int) -> list[Manifest]
 
 def files_of(workload: Workload) -> Files:
     """Return what a bundle's container needs as files."""
-    contents = {"start.py": _start_source()}
-    platform = {"start.py": "start.py"}
+    contents: dict[str, bytes] = {}
+    platform: dict[str, str] = {}
     own: dict[str, str] = {}
     if workload.lock.strip():
         contents[_LOCK] = workload.lock.encode()
         platform[_LOCK] = _LOCK
-    if workload.kind == "handler":
-        for name, text in _runtime_sources().items():
-            contents[f"runtime.{name}"] = text
-            platform[f"runtime.{name}"] = f"runtime/{name}"
+    files = (
+        container_files.of_handlers if workload.kind == "handler" else container_files.of_scripts
+    )
+    for path, content in files().items():
+        key = f"runtime.{path.replace('/', '.')}"
+        contents[key] = content
+        platform[key] = f"runtime/{path}"
     plain = _plain_files(workload.bundle)
     if plain is None:
-        contents[_BUNDLE] = workload.bundle
-        platform[_BUNDLE] = _BUNDLE
+        contents |= {_BUNDLE: workload.bundle, _UNPACK: _unpack_source()}
+        platform |= {_BUNDLE: _BUNDLE, _UNPACK: _UNPACK}
     else:
         for number, (path, content) in enumerate(sorted(plain.items())):
             contents[f"file.{number}"] = content
@@ -198,6 +203,8 @@ def _pod(workload: Workload, setup: Setup, files: Files | None) -> dict[str, Any
     pod["terminationGracePeriodSeconds"] = math.ceil(grace_of(workload))
     pod["containers"] = [container]
     if files is None:
+        if workload.kind == "script":
+            return pod  # the first process of its image waits itself
         # What an image does with SIGTERM is its own affair: it comes when nobody new is sent.
         seconds = math.ceil(min(workload.timeout, _IMAGE_GRACE))
         container["lifecycle"] = {"preStop": {"sleep": {"seconds": seconds}}}
@@ -209,12 +216,11 @@ def _pod(workload: Workload, setup: Setup, files: Files | None) -> dict[str, Any
 
 
 def _command(workload: Workload, files: Files) -> list[str]:
-    runs = ["python", "-I", "-S", f"{FILES_DIR}/start.py"]
     if workload.kind == "script":
-        times = [f"{workload.start_timeout:g}", f"{grace_of(workload):g}"]
-        return [*runs, "script", str(workload.port), *times, workload.entry]
-    serves = ["python", f"{FILES_DIR}/runtime/container.py"]
-    return serves if files.own else [*runs, "exec", *serves]
+        runs = [*_ALONE, f"{FILES_DIR}/runtime/script.py", workload.entry]
+    else:
+        runs = ["python", f"{FILES_DIR}/runtime/container.py"]
+    return runs if files.own else [*_ALONE, f"{FILES_DIR}/{_UNPACK}", *runs]
 
 
 def _variables(workload: Workload, files: Files | None) -> list[dict[str, str]]:
@@ -322,11 +328,5 @@ def _plain_files(bundle: bytes) -> dict[str, bytes] | None:
 
 
 @cache
-def _start_source() -> bytes:
-    return Path(start.__file__).read_bytes()
-
-
-@cache
-def _runtime_sources() -> dict[str, bytes]:
-    folder = Path(runtimes.python.__file__).parent
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}
+def _unpack_source() -> bytes:
+    return resources.files(deployment_package).joinpath(_UNPACK).read_bytes()

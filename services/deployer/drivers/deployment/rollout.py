@@ -16,7 +16,7 @@ from services.deployer.drivers.deployment.serving import Serving
 from services.deployer.drivers.deployment.shape import INSTALLER, Setup
 
 _MARGIN_SECONDS = 3.0
-"""The container itself says more of why it is late than can be seen from here; see start.py."""
+"""The container itself says more of why it is late than can be seen from here; see script.py."""
 _SAID = frozenset({"SCRIPT_NEVER_LISTENED", "SCRIPT_LISTENS_ELSEWHERE"})
 """What a container says of itself without having written anything else."""
 _LOOK_SECONDS = 5.0

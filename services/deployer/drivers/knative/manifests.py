@@ -98,7 +98,8 @@ def _container(workload: Workload) -> dict[str, Any]:
                 "protocol": "TCP",
             }
         ],
-        "env": container.env_list(workload),
+        # Its sidecar is what connects: a script may listen on loopback only.
+        "env": [*container.env_list(workload), {"name": "MAYFLY_REACHED_BY", "value": "loopback"}],
         "resources": container.resources(workload),
         "securityContext": container.security_context(),
         "volumeMounts": [container.SCRATCH_MOUNT],
