@@ -103,9 +103,12 @@ async def test_objects_are_deleted(site: Site, door: Door) -> None:
 
 # Where in an object, and what somebody writes there.
 EDITS: dict[str, tuple[tuple[str, ...], object]] = {
-    "services.serving.knative.dev": (("spec", "template", "spec", "timeoutSeconds"), 11),
+    "services.serving.knative.dev": (
+        ("metadata", "labels", "networking.knative.dev/visibility"),
+        "",
+    ),
     "deployments.apps": (("spec", "template", "spec", "terminationGracePeriodSeconds"), 1),
-    "configmap": (("binaryData", "start.py"), "cmFpc2UgU3lzdGVtRXhpdCgpCg=="),
+    "configmap": (("binaryData", "runtime.container.py"), "cmFpc2UgU3lzdGVtRXhpdCgpCg=="),
     "secret": (("data", "WORD"), "b3RoZXI="),
     "service": (("spec", "selector", "mayfly.dev/uid"), "another"),
 }
@@ -282,7 +285,11 @@ async def test_what_belongs_to_nothing_is_swept(site: Site, door: Door) -> None:
             assert not failed, failed
             return not await asyncio.to_thread(names)
 
-        await until(swept, RIGHT_SECONDS, what="nothing stray", every=1)
+        try:
+            await until(swept, 2 * RIGHT_SECONDS, what="nothing stray", every=1)
+        except AssertionError as error:
+            error.add_note(f"left: {await asyncio.to_thread(names)}\nof {there}")
+            raise
         assert await site.swept(door, dry_run=True) == []
         assert (await door.call(kept)).text == id_of(kept)
     finally:
