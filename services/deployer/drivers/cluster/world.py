@@ -15,7 +15,7 @@ from libs.kube.errors import KubeError
 from libs.kube.informer import Change, Informer
 from libs.kube.kinds import POD, Kind, Manifest
 from services.deployer.drivers.base import DeployFailed, DriverUnavailable, Resource
-from services.deployer.drivers.cluster import failures, names
+from services.deployer.drivers.cluster import failures, names, pods
 from services.deployer.drivers.cluster.failures import LOG_TAIL, Trouble
 from services.deployer.drivers.cluster.settings import ClusterSettings
 
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 _READY_SECONDS = 20.0
 _GONE_SECONDS = 45.0
 _FORCE_SECONDS = 15.0
+_FORCE_ENDING_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _LOG_SECONDS = 5.0
 _POD_GRACE = 1
@@ -133,6 +134,7 @@ class World:
         removed: dict[str, list[Resource]] = {uid: [] for uid in uids}
         ordered = list(removed)
         slots = asyncio.Semaphore(_AT_ONCE)
+        ending: set[str] = set()
         with translated():
             for start in range(0, len(ordered), _BATCH):
                 chosen = names.uids_selector(self.settings, ordered[start : start + _BATCH])
@@ -144,7 +146,8 @@ class World:
                 )
                 for each in itertools.chain(*found):
                     removed[names.uid_of(each)].append(resource_of(each))
-            await asyncio.gather(*(self._until_gone(uid, slots) for uid in ordered))
+                ending |= {pod["metadata"]["uid"] for pod in found[0] if pods.is_ending(pod)}
+            await asyncio.gather(*(self._until_gone(uid, slots, ending) for uid in ordered))
         return removed
 
     async def _delete_all(
@@ -180,8 +183,13 @@ class World:
                 grace_seconds=grace,
             )
 
-    async def _until_gone(self, uid: str, slots: asyncio.Semaphore) -> None:
-        """What made pods is deleted, but may have made more; the pods are ended one by one."""
+    async def _until_gone(
+        self, uid: str, slots: asyncio.Semaphore, ending: Collection[str]
+    ) -> None:
+        """What made pods is deleted, but may have made more; the pods are ended one by one.
+
+        ending: uids of pods that had been told to end before, with a grace of their own.
+        """
         await self.ready()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -190,13 +198,18 @@ class World:
             while left := self._left(uid):
                 if loop.time() - began > _GONE_SECONDS:
                     raise DriverUnavailable(f"still there: {', '.join(left)}")
-                # A kubelet that has begun to wait for a process that is deaf to SIGTERM does not
-                # wait any shorter; such a pod is let go of, and its node ends it.
-                grace = _POD_GRACE if loop.time() - began < _FORCE_SECONDS else 0
-                fresh = {(pod["metadata"]["uid"], grace): pod for pod in self.pods(uid)}
+                # A kubelet that has begun to wait for a process that is deaf to SIGTERM, or for the
+                # half minute in which Knative drains a pod that is scaled down, does not wait any
+                # shorter; such a pod is let go of, and its node ends it.
+                waited = loop.time() - began
+                fresh: dict[tuple[str, int], Manifest] = {}
+                for pod in self.pods(uid):
+                    own = pod["metadata"]["uid"]
+                    limit = _FORCE_ENDING_SECONDS if own in ending else _FORCE_SECONDS
+                    fresh[own, _POD_GRACE if waited < limit else 0] = pod
                 await asyncio.gather(
                     *(
-                        self._delete(POD, pod, slots, grace)
+                        self._delete(POD, pod, slots, key[1])
                         for key, pod in fresh.items()
                         if key not in asked
                     )
