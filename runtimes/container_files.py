@@ -24,27 +24,34 @@ _UNCHECKED = 0b01
 """Flags of bytecode that is named by its source's hash, and taken without looking at that."""
 
 
-@cache
-def of_handlers() -> dict[str, bytes]:
-    """What `python FOLDER/container.py` needs."""
-    return _files(_HANDLERS)
+OWN_VERSION = "{}.{}".format(*sys.version_info)
+
+
+def of_handlers(version: str = OWN_VERSION) -> dict[str, bytes]:
+    """What `python FOLDER/container.py` needs where Python is of a version, such as "3.13.1"."""
+    return _files(_HANDLERS, is_own(version))
+
+
+def of_scripts(version: str = OWN_VERSION) -> dict[str, bytes]:
+    """What `python FOLDER/script.py` needs where Python is of a version."""
+    return _files(_SCRIPTS, is_own(version))
+
+
+def is_own(version: str) -> bool:
+    """Whether the bytecode of this process fits a version."""
+    return version.split(".")[:2] == OWN_VERSION.split(".")
 
 
 @cache
-def of_scripts() -> dict[str, bytes]:
-    """What `python FOLDER/script.py` needs."""
-    return _files(_SCRIPTS)
-
-
-def _files(modules: Sequence[str]) -> dict[str, bytes]:
+def _files(modules: Sequence[str], bytecode: bool) -> dict[str, bytes]:
     folder = Path(next(iter(runtimes.python.__path__)))
     found: dict[str, bytes] = {}
     for module in modules:
         source = (folder / f"{module}.py").read_bytes()
         found[f"{module}.py"] = source
-        found[f"__pycache__/{module}.{sys.implementation.cache_tag}.pyc"] = _bytecode(
-            source, f"{module}.py"
-        )
+        if bytecode:
+            path = f"__pycache__/{module}.{sys.implementation.cache_tag}.pyc"
+            found[path] = _bytecode(source, f"{module}.py")
     return found
 
 

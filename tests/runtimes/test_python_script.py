@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, code: str, host: str = "", **environ: str) -> Iterator[Running]:
+def running(folder: Path, code: str, host: str = "", **environ: str) -> Generator[Running]:
     runtime, function = folder / "any-name", folder / "fn"
     for path, content in container_files.of_scripts().items():
         (runtime / path).parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +99,11 @@ Run = Callable[..., Running]
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     with ExitStack() as stack:
-        yield lambda code, host="", **environ: stack.enter_context(
-            running(tmp_path / "one", code, host, **environ)
-        )
+
+        def started(code: str, host: str = "", **environ: str) -> Running:
+            return stack.enter_context(running(tmp_path / "one", code, host, **environ))
+
+        yield started
 
 
 def said(err: str) -> dict[str, str]:
@@ -212,7 +214,7 @@ def test_what_it_said_last_is_delivered_though_it_has_ended(run: Run) -> None:
 
 
 @contextmanager
-def relayed() -> Iterator[tuple[socket.socket, tuple[str, int]]]:
+def relayed() -> Generator[tuple[socket.socket, tuple[str, int]]]:
     """A relay from 127.0.0.2 to a listener on 127.0.0.1; the listener, and where to connect."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

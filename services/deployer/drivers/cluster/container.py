@@ -16,7 +16,7 @@ CONTAINER = "function"
 PROBE_HEADER = "mayfly-probe"
 _MAX_BODY = 100 << 20
 _EPHEMERAL = "256Mi"  # log files count; the root is read-only and /tmp is in memory
-_CPU_REQUEST = "50m"
+_CPU_REQUEST = "10m"
 _MEMORY_SHARE = 8
 _HANDLERS = frozenset({"handler", "go_handler"})
 

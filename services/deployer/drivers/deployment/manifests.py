@@ -81,7 +81,7 @@ def files_of(workload: Workload) -> Files:
     files = (
         container_files.of_handlers if workload.kind == "handler" else container_files.of_scripts
     )
-    for path, content in files().items():
+    for path, content in files(workload.python_version).items():
         key = f"runtime.{path.replace('/', '.')}"
         contents[key] = content
         platform[key] = f"runtime/{path}"
