@@ -80,6 +80,13 @@ def test_what_its_owner_set_is_in_the_secret_only():
     assert "envFrom" not in made(env={})[1]
 
 
+def test_a_script_is_told_its_times_and_that_a_sidecar_is_what_connects():
+    told = {each["name"]: each["value"] for each in made()[1]["env"]}
+    assert told["MAYFLY_REACHED_BY"] == "loopback"
+    assert (told["MAYFLY_START_TIMEOUT"], told["MAYFLY_TIMEOUT"]) == ("20", "30")
+    assert told["MAYFLY_OPEN_FILES"] == "256"
+
+
 def test_scale_concurrency_and_times():
     service, _ = made()
     template = service["spec"]["template"]

@@ -32,8 +32,11 @@ def image(base: str, registry: str, folder: Path, files: dict[str, str], *comman
 
 
 def script_image(base: str, registry: str, folder: Path, source: str) -> str:
-    """An image that runs `source` with Python."""
-    return image(base, registry, folder, {"srv/script.py": source}, "python3", "/srv/script.py")
+    """An image that runs `source` with Python, as backends make it."""
+    files = {f"mayfly/{each.name}": each.read_text() for each in RUNTIME.glob("*.py")}
+    files["srv/script.py"] = source
+    command = ("python3", "-I", "-S", "/mayfly/script.py", "/srv/script.py")
+    return image(base, registry, folder, files, *command)
 
 
 def handler_image(base: str, registry: str, folder: Path, source: str) -> str:

@@ -178,6 +178,24 @@ async def test_a_handler(followed: Followed) -> None:
     assert json.loads(await get(address)) == ["green", "hello"]
 
 
+async def test_a_script_that_listens_on_loopback_only(followed: Followed) -> None:
+    code = SERVE.format(answer="from inside").replace("0.0.0.0", "127.0.0.1")
+    address = await followed.deploy(script(code))
+    assert await get(address) == b"from inside"
+
+
+@pytest.mark.parametrize("kind", ["script", "handler"])
+async def test_open_files_are_limited(followed: Followed, kind: str) -> None:
+    limit = "__import__('resource').getrlimit(7)"
+    limits = Limits(1 << 28, 64, 123, 3600)
+    if kind == "script":
+        code = SERVE.format(answer="x").replace("'x'", f"repr(list({limit}))")
+        made = script(code, limits=limits)
+    else:
+        made = handler(f"def handler(event, ctx): return list({limit})\n", limits=limits)
+    assert (await get(await followed.deploy(made))).replace(b" ", b"") == b"[123,123]"
+
+
 @pytest.mark.needs_index
 async def test_a_script_with_requirements(
     followed: Followed, cluster: Cluster, namespace: str

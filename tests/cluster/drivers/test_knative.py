@@ -189,6 +189,21 @@ async def test_failures_have_their_reasons(cluster: Any, running: Running, tmp_p
     assert "not found" in found["IMAGE_PULL_FAILED"].message
 
 
+async def test_scripts_in_images_listen_as_they_may_elsewhere(
+    cluster: Any, running: Running, tmp_path: Path
+):
+    """Loopback will do, and the wrong port is named."""
+    loopback = SERVER.replace("0.0.0.0", "127.0.0.1").replace("{word}", "inside")
+    assert loopback.count("127.0.0.1") == 1
+    elsewhere = SERVER.replace('int(os.environ["PORT"])', "9000")
+    one = script(pushed(cluster, tmp_path, loopback))
+    assert await running.get(await running.deploy(one)) == "inside hi"
+    with pytest.raises(base.DeployFailed) as caught:
+        await running.driver.deploy(script(pushed(cluster, tmp_path, elsewhere), start_timeout=2.0))
+    assert caught.value.reason == "SCRIPT_LISTENS_ELSEWHERE"
+    assert "9000" in caught.value.message
+
+
 async def test_a_quota_is_named(cluster: Any, running: Running, tmp_path: Path):
     quota = {
         "apiVersion": "v1",
