@@ -19,6 +19,7 @@ LOG_TAIL = 50
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _PULL_GRACE_SECONDS = 10.0
+_MARGIN, _SCRIPT_MARGIN = 3.0, 10.0  # seconds
 _LAST_SIGNAL = 64
 _GONE = re.compile(
     r"not found|manifest unknown|NotFound|name unknown|repository does not exist", re.I
@@ -162,6 +163,15 @@ def _ended(
         "INSTANCE_START_FAILED", f"it ended while it started: {how}", "see its logs",
         code, name, logs,
     )  # fmt: skip
+
+
+def patience(workload: Workload) -> float:
+    """Seconds that a container may run until it is `too_late`.
+
+    The first process of a script's knows better why (runtimes/python/script.py), but its clock
+    starts when its Python has, which takes its time on a busy node.
+    """
+    return workload.start_timeout + (_SCRIPT_MARGIN if workload.kind == "script" else _MARGIN)
 
 
 def too_late(workload: Workload, container_name: str = container.CONTAINER) -> Trouble:

@@ -15,8 +15,6 @@ from services.deployer.drivers.deployment.pods import running_container
 from services.deployer.drivers.deployment.serving import Serving
 from services.deployer.drivers.deployment.shape import INSTALLER, Setup
 
-_MARGIN_SECONDS = 3.0
-"""The container itself says more of why it is late than can be seen from here; see script.py."""
 _SAID = frozenset({"SCRIPT_NEVER_LISTENED", "SCRIPT_LISTENS_ELSEWHERE"})
 """What a container says of itself without having written anything else."""
 _LOOK_SECONDS = 5.0
@@ -47,7 +45,7 @@ class Rollout:
                 left = begin + self._settings.pull_seconds - clock.time()
             else:
                 running_since = running_since or clock.time()
-                left = running_since + self._workload.start_timeout + _MARGIN_SECONDS - clock.time()
+                left = running_since + failures.patience(self._workload) - clock.time()
             trouble = self._trouble(pod, clock.time() - begin)
             if trouble is None and left <= 0:
                 late = failures.too_late(self._workload)

@@ -22,8 +22,6 @@ log = structlog.get_logger()
 
 _ROUTE_SECONDS = 60.0
 _SEEN_SECONDS = 10.0
-# A script's first process says more of why it is late than can be seen from here.
-_MARGIN_SECONDS = 3.0
 
 
 class KnativeDriver:
@@ -279,7 +277,7 @@ class _Start:
         if self._running_since is None:
             late = waited > self._settings.pull_seconds
             return (None, failures.never_started(self._settings)) if late else None
-        if started and now - self._running_since > self._workload.start_timeout + _MARGIN_SECONDS:
+        if started and now - self._running_since > failures.patience(self._workload):
             return started[0], failures.too_late(self._workload)
         return None
 
