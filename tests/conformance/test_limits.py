@@ -119,7 +119,7 @@ async def test_an_answer_that_broke_off_names_its_reason(mayfly: Door) -> None:
     assert problem.fix
 
 
-async def test_a_fork_bomb_is_contained(mayfly: Door) -> None:
+async def test_a_fork_bomb_is_contained(mayfly: Door, on_cluster: bool) -> None:
     code = (
         "import os, time\n"
         "def handler(event, ctx):\n"
@@ -146,7 +146,8 @@ async def test_a_fork_bomb_is_contained(mayfly: Door) -> None:
         )
         answer = await mayfly.call(function, "?bad", timeout=40)
         assert answer.status_code in {200, 500, 502, 503, 504}, answer.text
-        if answer.status_code == 200:
+        # On a cluster the node's limit counts, which is one for all its pods and a larger one.
+        if answer.status_code == 200 and not on_cluster:
             assert answer.json()["stopped_after"] <= 32
         await recovers(mayfly, function)
         await mayfly.delete(function)
