@@ -75,8 +75,11 @@ def read_settings(environ: Mapping[str, str], arguments: list[str]) -> Settings:
     )
 
 
-def sockets(state: str) -> dict[int, set[str]]:
-    """Return the local addresses of this pod's sockets in a state, by port."""
+def sockets(state: str, inodes: set[str] | None = None) -> dict[int, set[str]]:
+    """Return the local addresses of this pod's sockets in a state, by port.
+
+    inodes: of which sockets; None: of all, those of other containers among them.
+    """
     found: dict[int, set[str]] = {}
     for table, family in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
         try:
@@ -86,12 +89,26 @@ def sockets(state: str) -> dict[int, set[str]]:
             continue  # no such family here
         for line in lines:
             fields = line.split()
-            if fields[3] != state:
+            if fields[3] != state or (inodes is not None and fields[9] not in inodes):
                 continue
             address, port = fields[1].split(":")
             words = [address[at : at + 8] for at in range(0, len(address), 8)]
             packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
             found.setdefault(int(port, 16), set()).add(socket.inet_ntop(family, packed))
+    return found
+
+
+def own_inodes() -> set[str]:
+    """Return the inodes of the sockets that processes of this container have (proc_pid_fd(5))."""
+    found: set[str] = set()
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for name in os.listdir(f"/proc/{process}/fd"):
+                kind, _, inode = os.readlink(f"/proc/{process}/fd/{name}").partition(":")
+                if kind == "socket":
+                    found.add(inode.strip("[]"))
+        except OSError:
+            continue  # it has ended, or has become somebody else's
     return found
 
 
@@ -188,7 +205,9 @@ class Script:
             self._listen_by = None
             # A sandbox's table may lack what listens on all families at once.
             if not _is_open(self._settings.port):
-                self._fail(complaint(listening, self._settings.port, self._settings.start_timeout))
+                own_sockets = sockets(_LISTEN, own_inodes())
+                seconds = self._settings.start_timeout
+                self._fail(complaint(own_sockets, self._settings.port, seconds))
 
     def _carry_on(self, address: str) -> None:
         from .relay import Relay, own_addresses

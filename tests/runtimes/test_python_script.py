@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 
 from runtimes import container_files
 from runtimes.python.relay import ROOM, Relay, own_addresses
-from runtimes.python.script import complaint
+from runtimes.python.script import complaint, own_inodes, sockets
 
 SERVE = """
     import os, signal, socket, threading
@@ -135,6 +136,15 @@ def test_where_else_it_listens_is_named() -> None:
     assert told["reason"] == "SCRIPT_LISTENS_ELSEWHERE"
     assert "9000, 9001 instead of 8000" in told["message"]
     assert "9000" in told["fix"]
+
+
+def test_the_sockets_of_other_containers_are_not_its_own() -> None:
+    with socket.create_server(("", 0)) as listener:
+        port, number = listener.getsockname()[1], os.fstat(listener.fileno()).st_ino
+        assert str(number) in own_inodes()
+        assert port in sockets("0A", {str(number)})
+        assert port in sockets("0A")
+        assert port not in sockets("0A", own_inodes() - {str(number)})
 
 
 def test_sigterm_comes_when_nobody_is_connected_any_more(run: Run) -> None:
