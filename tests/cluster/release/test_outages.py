@@ -16,6 +16,8 @@ from tests.cluster.release.site import Site
 from tests.cluster.release.sources import ECHO, image_archive, new
 from tests.conformance.door import Door, Json, id_of, state_of, time_of, until
 
+pytestmark = pytest.mark.timeout(240)
+
 API_SECONDS = 12.0
 DATABASE_SECONDS = 8.0
 # What a build may take while the registry or the bucket is away.
@@ -48,13 +50,14 @@ async def reached(door: Door, function: Json, state: str, seconds: float) -> Jso
     async def probe() -> Json | None:
         found = await door.get(function)
         now = state_of(found)
-        assert now == state or now in {"PENDING", "BUILDING", "DEPLOYING"}, found
+        going = now in {"PENDING", "BUILDING", "DEPLOYING"}
+        assert now == state or going, found.get("failure", found)
         return found if now == state else None
 
     return await until(probe, seconds, what=f"{id_of(function)} {state}", every=0.2)
 
 
-async def building(door: Door, function: Json, line: str, seconds: float = 40) -> None:
+async def building(door: Door, function: Json, line: str, seconds: float = 90) -> None:
     """Wait until a build prints a line."""
     async with asyncio.timeout(seconds), aclosing(door.events(function)) as events:
         async for event in events:
