@@ -52,6 +52,8 @@ RETRY_SECONDS = (0.005, 0.25)
 LINGER_SECONDS = 2.0
 # Between two questions about a function that stays cold.
 WAKE_AGAIN_SECONDS = (0.25, 2.0)
+# Between two questions about a function that has no route here yet.
+ASK_AGAIN_SECONDS = 1.0
 DEFAULT_TIMEOUT = 60.0  # of a route that names none
 
 
@@ -174,17 +176,22 @@ class _Held:
     async def entry(self) -> Entry:
         """Return what the function is, once it has an endpoint. Raises `Refused`."""
         while True:
-            entry = self._routes.get(self._id)
-            if entry is None or entry.ended(time.time()):
-                entry = await self._ask(entry)
-            if problem := refusal(entry, time.time()):
-                raise Refused(problem)
-            if not entry.route.endpoint and entry.route.cold:
-                entry = await self._wake() or entry
-            elif not entry.route.endpoint:
-                await self._next_change(NOT_READY_IN_TIME)
-            if entry.route.endpoint:
-                return entry
+            # Watched before it is asked: what changes while the answer is under way counts.
+            changed = self._routes.watch(self._id)
+            try:
+                entry = self._routes.get(self._id)
+                if entry is None or entry.ended(time.time()):
+                    entry = await self._ask(entry)
+                if problem := refusal(entry, time.time()):
+                    raise Refused(problem)
+                if not entry.route.endpoint and entry.route.cold:
+                    entry = await self._wake(changed) or entry
+                elif not entry.route.endpoint:
+                    await self._until(changed, NOT_READY_IN_TIME)
+                if entry.route.endpoint:
+                    return entry
+            finally:
+                changed.cancel()
 
     async def _ask(self, known: Entry | None) -> Entry:
         """Ask the deployer about a function that has no route here, or one that is over."""
@@ -197,7 +204,7 @@ class _Held:
                 raise Refused(ENDED) from None
             raise
 
-    async def _wake(self) -> Entry | None:
+    async def _wake(self, changed: asyncio.Future[None]) -> Entry | None:
         """Have a cold function started; return at a change, or with what the deployer says.
 
         A deployer that is away is asked again while there is time. Raises `Refused`.
@@ -205,7 +212,6 @@ class _Held:
         remaining = self._remaining()
         if remaining <= 0:
             raise Refused(NOT_READY_IN_TIME)
-        changed = asyncio.ensure_future(self._routes.changed(self._id))
         asked = asyncio.ensure_future(self._activations.ask(self._id))
         try:
             either = [changed, asked]
@@ -223,7 +229,6 @@ class _Held:
             await asyncio.wait([changed], timeout=min(self._wake_again, self._remaining()))
             self._wake_again = min(2 * self._wake_again, WAKE_AGAIN_SECONDS[1])
         finally:
-            changed.cancel()
             asked.cancel()
         return None
 
@@ -282,7 +287,7 @@ class _Held:
             remaining = due - time.monotonic()
             if remaining <= 0:
                 raise Refused(problem)
-            changed = asyncio.ensure_future(self._routes.changed(self._id))
+            changed = self._routes.watch(self._id)
             await asyncio.wait(
                 [upstream.began, upstream.lost, changed],
                 timeout=max(0.001, min(remaining, entry.expires - time.time())),
@@ -307,13 +312,14 @@ class _Held:
     def _remaining(self) -> float:
         return self._deadline - time.monotonic()
 
-    async def _next_change(self, otherwise: Problem) -> None:
+    async def _until(self, changed: asyncio.Future[None], otherwise: Problem) -> None:
         remaining = self._remaining()
         if remaining <= 0:
             raise Refused(otherwise)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(remaining):
-                await self._routes.changed(self._id)
+        if self._routes.get(self._id) is None:
+            # Only the deployer's answer is known, and what ends at once may never have a route.
+            remaining = min(remaining, ASK_AGAIN_SECONDS)
+        await asyncio.wait([changed], timeout=remaining)
 
 
 class _Client(Side):

@@ -90,17 +90,25 @@ class LiveRoutes:
         self._publish(function_id)
         return True
 
+    def watch(self, function_id: str) -> asyncio.Future[None]:
+        """Return what is done at the next change of a function's route from this moment on.
+
+        To be cancelled by whoever does not wait for it any more.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(function_id, set()).add(future)
+        future.add_done_callback(lambda done: self._watched(function_id, done))
+        return future
+
     async def changed(self, function_id: str) -> None:
         """Return at the next change of a function's route."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(function_id, set())
-        waiting.add(future)
-        try:
-            await future
-        finally:
-            waiting.discard(future)
-            if not waiting and self._waiting.get(function_id) is waiting:
-                del self._waiting[function_id]
+        await self.watch(function_id)
+
+    def _watched(self, function_id: str, done: asyncio.Future[None]) -> None:
+        waiting = self._waiting.get(function_id, set())
+        waiting.discard(done)
+        if not waiting:
+            self._waiting.pop(function_id, None)
 
     def _upsert(self, route: Route, *, in_snapshot: bool) -> None:
         known = self._table.get(route.function_id)
@@ -117,7 +125,7 @@ class LiveRoutes:
     def _remove(self, function_id: str, uid: str) -> None:
         if self._table.remove(function_id, uid):
             self._publish(function_id)
-            self._wake(function_id)
+        self._wake(function_id)  # somebody may wait who knows of it from the deployer's answer
 
     def _publish(self, function_id: str) -> None:
         entry = self._table.get(function_id)

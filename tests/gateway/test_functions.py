@@ -457,3 +457,21 @@ async def test_metrics_are_served_where_the_setting_says(
         text = (await gateway.http.get(f"http://{address}/metrics")).text
         assert "mayfly_gateway_routes 1.0" in text
         assert "mayfly_gateway_synced 1.0" in text
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_ends_before_it_has_a_route_here_holds_nobody(
+    gateway: Running, told: bool
+) -> None:
+    deployer = gateway.deployer
+    deployer.routes["brief"] = route("brief", "", state=State.STATE_PENDING)
+    async with asyncio.timeout(5):
+        waiting = asyncio.create_task(gateway.http.get("/f/brief/"))
+        await deployer.until(lambda: "brief" in deployer.activations)
+        if told:
+            await deployer.remove("brief")
+        else:
+            del deployer.routes["brief"]
+            deployer.ended.add("brief")
+        answer = await waiting
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "FUNCTION_ENDED")
