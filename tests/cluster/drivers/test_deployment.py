@@ -226,7 +226,7 @@ async def test_a_script_with_requirements(
         (script("import sys\nprint('oh no')\nsys.exit(3)\n"), "SCRIPT_EXITED", "oh no"),
         (script("import time\ntime.sleep(60)\n", start_timeout=1), "SCRIPT_NEVER_LISTENED", ""),
         (
-            script(SERVE.format(answer="x").replace("8000", "9000"), start_timeout=1),
+            script(SERVE.format(answer="x").replace("8000", "9000"), start_timeout=4),
             "SCRIPT_LISTENS_ELSEWHERE",
             "",
         ),

@@ -199,7 +199,7 @@ async def test_scripts_in_images_listen_as_they_may_elsewhere(
     one = script(pushed(cluster, tmp_path, loopback))
     assert await running.get(await running.deploy(one)) == "inside hi"
     with pytest.raises(base.DeployFailed) as caught:
-        await running.driver.deploy(script(pushed(cluster, tmp_path, elsewhere), start_timeout=2.0))
+        await running.driver.deploy(script(pushed(cluster, tmp_path, elsewhere), start_timeout=5.0))
     assert caught.value.reason == "SCRIPT_LISTENS_ELSEWHERE"
     assert "9000" in caught.value.message
 
