@@ -53,8 +53,11 @@ async def test_nothing_is_lost_doubled_or_left(site: Site, door: Door) -> None:
     ):
         where = f"{part}, all: {all_of_them}, without time to end: {at_once}"
         try:
-            waiting = asyncio.create_task(door.call(slow, f"?seconds={SLOW_SECONDS}"))
             async with Load(answers) as tally:
+                # It may have gone to sleep, and nobody wakes it while there is no deployer.
+                await door.call(slow, "?seconds=0")
+                await tally.more(6)
+                waiting = asyncio.create_task(door.call(slow, f"?seconds={SLOW_SECONDS}"))
                 blow = asyncio.to_thread(
                     site.parts.kill, part, all_of_them=all_of_them, at_once=at_once
                 )
