@@ -13,7 +13,7 @@ import structlog
 from libs.kube.cluster import Cluster
 from libs.kube.errors import KubeError
 from libs.kube.informer import Change, Informer
-from libs.kube.kinds import POD, Kind, Manifest
+from libs.kube.kinds import DEPLOYMENT, POD, REPLICA_SET, Kind, Manifest
 from services.deployer.drivers.base import DeployFailed, DriverUnavailable, Resource
 from services.deployer.drivers.cluster import failures, names, pods
 from services.deployer.drivers.cluster.failures import LOG_TAIL, Trouble
@@ -28,6 +28,9 @@ _FORCE_ENDING_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _LOG_SECONDS = 5.0
 _POD_GRACE = 1
+_LATE_SECONDS = 1.0
+_LETS_GO = frozenset({DEPLOYMENT, REPLICA_SET})
+"""Kinds that are deleted without what they made, which is deleted by itself."""
 _AT_ONCE = 16
 _BATCH = 50
 _T = TypeVar("_T")
@@ -138,15 +141,18 @@ class World:
         with translated():
             for start in range(0, len(ordered), _BATCH):
                 chosen = names.uids_selector(self.settings, ordered[start : start + _BATCH])
-                # Pods at the same time as what made them: once a controller has told a pod to end
-                # with the grace of its own, its node does not hurry any more.
-                groups = ((POD,), self.kinds)
-                found = await asyncio.gather(
-                    *(self._delete_all(kinds, chosen, slots) for kinds in groups)
+                # First what would make other pods in their place, and it lets go of them: once a
+                # controller has told a pod to end with the grace of its own, its node does not
+                # hurry any more.
+                makers = [kind for kind in self.kinds if kind in _LETS_GO]
+                rest = [kind for kind in self.kinds if kind not in _LETS_GO]
+                made = await self._delete_all(makers, chosen, slots)
+                running, others = await asyncio.gather(
+                    *(self._delete_all(kinds, chosen, slots) for kinds in ((POD,), rest))
                 )
-                for each in itertools.chain(*found):
+                for each in itertools.chain(made, running, others):
                     removed[names.uid_of(each)].append(resource_of(each))
-                ending |= {pod["metadata"]["uid"] for pod in found[0] if pods.is_ending(pod)}
+                ending |= {pod["metadata"]["uid"] for pod in running if pods.is_ending(pod)}
             await asyncio.gather(*(self._until_gone(uid, slots, ending) for uid in ordered))
         return removed
 
@@ -157,7 +163,10 @@ class World:
         for kind in kinds:
             grace = _POD_GRACE if kind == POD else None
             found = await self.cluster.list(kind, self.settings.namespace, chosen)
-            await asyncio.gather(*(self._delete(kind, each, slots, grace) for each in found))
+            lets_go = kind in _LETS_GO
+            await asyncio.gather(
+                *(self._delete(kind, each, slots, grace, lets_go=lets_go) for each in found)
+            )
             done += found
         return done
 
@@ -172,6 +181,8 @@ class World:
         manifest: Manifest,
         slots: asyncio.Semaphore,
         grace: int | None = None,
+        *,
+        lets_go: bool = False,
     ) -> None:
         metadata = manifest["metadata"]
         async with slots:
@@ -181,6 +192,7 @@ class World:
                 metadata["name"],
                 uid=metadata["uid"],
                 grace_seconds=grace,
+                propagation="Orphan" if lets_go else "Background",
             )
 
     async def _until_gone(
@@ -215,7 +227,21 @@ class World:
                     )
                 )
                 asked |= set(fresh)
+                if loop.time() - began > _LATE_SECONDS:
+                    await self._delete_late(uid, slots)
                 await _wait(changed, _LOOK_SECONDS)
+
+    async def _delete_late(self, uid: str, slots: asyncio.Semaphore) -> None:
+        """What was made while what makes it was being deleted belongs to nothing any more."""
+        await asyncio.gather(
+            *(
+                self._delete(kind, each, slots, lets_go=True)
+                for kind in self.kinds
+                if kind in _LETS_GO
+                for each in self.all_of(kind, uid)
+                if "deletionTimestamp" not in each["metadata"]
+            )
+        )
 
     def _left(self, uid: str) -> list[str]:
         return [
