@@ -263,7 +263,12 @@ class Door:
     async def stream(self, path: str, **query: Any) -> AsyncGenerator[AsyncGenerator[Json]]:
         """Open a server stream of /v1; yields its messages."""
         async with self.http.stream(
-            "GET", path, params=query, headers={"accept": "text/event-stream"}
+            "GET",
+            path,
+            params=query,
+            headers={"accept": "text/event-stream"},
+            # A build in a pod of its own may have nothing to say for long.
+            timeout=httpx.Timeout(60, read=300),
         ) as response:
             if response.status_code != 200:
                 await response.aread()

@@ -69,10 +69,12 @@ async def test_the_name_in_the_script_block_needs_no_request(mayfly: Door) -> No
 
 
 @pytest.mark.needs_go
+@pytest.mark.timeout(360)
 async def test_go(mayfly: Door) -> None:
     runtimes = {r["name"]: r for r in (await mayfly.http.get("/v1/runtimes")).json()["runtimes"]}
     if not runtimes["go"].get("available"):
         pytest.skip(f"no Go here: {runtimes['go']['unavailableReason']}")
-    function = await mayfly.create(runtime="go", handler=example("hello.go"))
+    # The first build of all compiles Go's library as well: longer than a request is held.
+    function = await mayfly.ready(runtime="go", handler=example("hello.go"))
     answer = await mayfly.call(function, "/p?name=you")
     assert answer.json() == {"hello": "you", "function": id_of(function), "path": "/p"}

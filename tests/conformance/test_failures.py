@@ -298,6 +298,7 @@ async def test_the_project_of_the_examples(mayfly: Door, pack: Any) -> None:
     assert answer.json() == {"word": "ring", "rhymes": ["wing", "spring", "thing"]}
 
 
+@pytest.mark.timeout(360)
 async def test_go_that_does_not_compile_or_cannot(mayfly: Door) -> None:
     runtimes = {r["name"]: r for r in (await mayfly.http.get("/v1/runtimes")).json()["runtimes"]}
     function_id = mayfly.new_id("go")
@@ -306,7 +307,7 @@ async def test_go_that_does_not_compile_or_cannot(mayfly: Door) -> None:
             "runtime": "go",
             "handler": "package function\n\nfunc Handle(e Event, c Context) (any, error) {\n"
             "\treturn undefinedName, nil\n}\n",
-            "ttl": "60s",
+            "ttl": "400s",
         },
         function_id=function_id,
     )
