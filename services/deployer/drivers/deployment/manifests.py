@@ -17,7 +17,7 @@ from runtimes import container_files
 from services.deployer.drivers import deployment as deployment_package
 from services.deployer.drivers.base import DeployFailed, Workload
 from services.deployer.drivers.cluster import container as shared
-from services.deployer.drivers.cluster import names
+from services.deployer.drivers.cluster import failures, names
 from services.deployer.drivers.cluster.drift import stamped
 from services.deployer.drivers.deployment.shape import (
     ENVIRONMENT_DIR,
@@ -190,7 +190,7 @@ def _pod(workload: Workload, setup: Setup, files: Files | None) -> dict[str, Any
             **shared.probe(workload, workload.port),
             "periodSeconds": 1,
             "timeoutSeconds": 2,
-            "failureThreshold": math.ceil(workload.start_timeout) + _START_MARGIN_SECONDS,
+            "failureThreshold": math.ceil(failures.patience(workload)) + _START_MARGIN_SECONDS,
         },
         "livenessProbe": {
             **_liveness(workload),
