@@ -35,3 +35,10 @@ def test_of_a_long_step_the_end_is_kept() -> None:
         output.read(str(number))
     assert output.step[-1] == "999"
     assert len(output.step) == 400
+
+
+def test_lines_that_overtake_the_message_of_their_step_are_kept() -> None:
+    output = Output()
+    for line in ("so it goes", '{"level":"info","msg":"Running: [/bin/sh -c exit 7]"}'):
+        output.read(line)
+    assert list(output.step) == ["so it goes"]

@@ -27,12 +27,17 @@ class Output:
     def __init__(self) -> None:
         self.error = ""
         self._step: deque[str] = deque(maxlen=_LINES)
+        self._before: deque[str] = deque(maxlen=_LINES)
         self._over = False
 
     @property
     def step(self) -> Sequence[str]:
-        """The last lines that the last step printed."""
-        return list(self._step)
+        """The last lines that the last step printed.
+
+        They come by another stream than Kaniko's own messages, and may overtake the one that says
+        that the step begins.
+        """
+        return list(self._step or self._before)
 
     def read(self, raw: str) -> str:
         """Take a line; return it as it goes to a person, "" where it does not."""
@@ -42,7 +47,7 @@ class Output:
         message = _message(line)
         if message is not None:
             if message.startswith(_RUNNING):
-                self._step.clear()
+                self._before, self._step = self._step, deque(maxlen=_LINES)
             return message
         if self.error and _USAGE.match(line):
             self._over = True
