@@ -44,6 +44,7 @@ async def test_nothing_is_lost_doubled_or_left(site: Site, door: Door) -> None:
     ledger = Ledger(door, random.Random(4), uids)
     steady = await door.ready(handler=ECHO)
     slow = await door.ready(handler=SLOW, timeout="60s")
+    ledger.others |= {id_of(steady), id_of(slow)}
     answers = {f"{door.url}/f/{id_of(steady)}": id_of(steady)}
     for part, all_of_them, at_once in (
         ("deployer", True, False),

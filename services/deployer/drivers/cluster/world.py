@@ -163,9 +163,11 @@ class World:
         for kind in kinds:
             grace = _POD_GRACE if kind == POD else None
             found = await self.cluster.list(kind, self.settings.namespace, chosen)
-            lets_go = kind in _LETS_GO
             await asyncio.gather(
-                *(self._delete(kind, each, slots, grace, lets_go=lets_go) for each in found)
+                *(
+                    self._delete(kind, each, slots, grace, lets_go=_lets_go(kind, each))
+                    for each in found
+                )
             )
             done += found
         return done
@@ -235,7 +237,7 @@ class World:
         """What was made while what makes it was being deleted belongs to nothing any more."""
         await asyncio.gather(
             *(
-                self._delete(kind, each, slots, lets_go=True)
+                self._delete(kind, each, slots, lets_go=_lets_go(kind, each))
                 for kind in self.kinds
                 if kind in _LETS_GO
                 for each in self.all_of(kind, uid)
@@ -352,3 +354,9 @@ async def deploying() -> AsyncGenerator[None]:
         if final is None:
             raise DriverUnavailable(f"the cluster: {error}") from error
         raise final from error
+
+
+def _lets_go(kind: Kind, manifest: Manifest) -> bool:
+    """Whether what it made is found by its label, and is deleted for itself."""
+    template = manifest.get("spec", {}).get("template", {}).get("metadata", {})
+    return kind in _LETS_GO and names.UID in template.get("labels", {})
