@@ -43,6 +43,8 @@ class Promise:
     # The deadlines it may have; UNKNOWN among them while a renewal was not answered.
     expires: set[float] = field(default_factory=set[float])
     renewing: bool = False
+    unsure: bool = False
+    """A renewal was cut off: whether it took effect, and when, nobody was told."""
     delete_sent: bool = False
     deleted: bool = False
     settled: bool = False
@@ -118,12 +120,20 @@ class Ledger:
         try:
             ttl = self._rng.choice([60, 600])
             response = await self._door.renew(promise.function_id, f"{ttl}s")
+        except BaseException:
+            promise.unsure = True
+            raise
         finally:
             promise.renewing = False
         if response.status_code == 200:
             promise.expires = {time_of(response.json()["expireTime"])}
         elif response.status_code < 500:
             promise.expires.discard(UNKNOWN)
+        else:
+            promise.unsure = True
+        if promise.unsure:
+            # One that was cut off may still be on its way, and take effect after this one.
+            promise.expires.add(UNKNOWN)
 
     async def _delete(self, promise: Promise) -> None:
         promise.delete_sent = True
