@@ -19,6 +19,8 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 BUILDER ?= $(shell for b in buildah podman docker; do \
 	$$b version >/dev/null 2>&1 && echo $$b && break; done)
 IMAGE ?= mayfly:0.1.0
+# Of the tests of a cluster all, or those that are named: folders, files and options of pytest.
+CLUSTER_TESTS ?= tests/cluster
 TARGET ?= mayfly
 
 help:  ## list the targets
@@ -78,7 +80,7 @@ image:  ## the services' image: IMAGE=name:tag, TARGET=mayfly or demo, BASE_IMAG
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --file Dockerfile .
 
 cluster-test: setup-dev  ## the chart on a real cluster; needs KUBECONFIG and the variables of docs/kubernetes.md
-	$(BIN)/python -m pytest tests/cluster --timeout 900
+	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout 900
 
 bench-cluster: setup-dev  ## figures on that cluster, each beside its peer's
 	$(BIN)/python -m bench.cluster
