@@ -82,8 +82,10 @@ image:  ## the services' image: IMAGE=name:tag, TARGET=mayfly or demo, BASE_IMAG
 cluster-test: setup-dev  ## the chart on a real cluster; needs KUBECONFIG and the variables of docs/kubernetes.md
 	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout 900
 
-bench-cluster: setup-dev  ## figures on that cluster, each beside its peer's
-	$(BIN)/python -m bench.cluster
+bench-cluster: setup-dev  ## figures on that cluster, each beside its peer's: KNATIVE=URL DEPLOYMENT=URL
+	$(BIN)/python -m bench.cluster.images
+	$(BIN)/python -m bench.cluster $(if $(KNATIVE),--knative $(KNATIVE)) \
+		$(if $(DEPLOYMENT),--deployment $(DEPLOYMENT))
 
 lock: setup  ## pin the requirements again, with hashes and without addresses
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-emit-index-url --no-emit-find-links \
