@@ -95,10 +95,11 @@ class ByHand:
         raise BenchFailed(f"{host} did not answer within {_SECONDS} s")
 
 
-def _is_ready(pod: Manifest | None) -> bool:
+def _is_ready(pod: Manifest | None) -> bool | None:
     conditions = (pod or {}).get("status", {}).get("conditions", [])
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return ready or None
 
 
-def _is_gone(pod: Manifest | None) -> bool:
-    return pod is None
+def _is_gone(pod: Manifest | None) -> bool | None:
+    return True if pod is None else None
