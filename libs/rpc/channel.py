@@ -17,6 +17,11 @@ from libs.rpc.tracing import is_traced
 _SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
         {
+            # Asked a second time, it tells NOT_FOUND of what it has removed: only who knows that
+            # there was a first time can read that, so that the janitor tries again by itself.
+            "name": [{"service": "mayfly.v1.ReclaimerService", "method": "Reclaim"}],
+        },
+        {
             "name": [{}],
             # UNAVAILABLE means that the call was not begun, or that the service is restarting;
             # every method of ours is idempotent, so trying again is safe.

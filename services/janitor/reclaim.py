@@ -130,6 +130,8 @@ class Reclaimer:
             if key.owner == owner
             and (key.name, key.uid) not in seen
             and not ending.recovered
+            # One that was asked for and not answered may have gone just so: asking again tells.
+            and not ending.attempts
             and key not in self._taken
         ]
         for key in gone:
@@ -282,7 +284,7 @@ class Reclaimer:
             self._rearm(ending, outcome.renewed_until.ToNanoseconds())
             return False
         if outcome.result == Outcome.RESULT_NOT_FOUND:
-            if known.get(key) == "pending":
+            if known.get(key) == "pending" or (known.get(key) == "new" and ending.attempts > 1):
                 # Begun by this janitor, by one that stopped or by its double, and it is gone.
                 self._removed(ending, outcome, interval)
                 return True

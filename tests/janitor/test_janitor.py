@@ -220,6 +220,33 @@ async def test_a_receipt_survives_a_janitor_that_dies_after_the_removal(
         assert got.uid == "u1"
 
 
+@pytest.mark.parametrize("intention", ["written", "lost"])
+async def test_a_receipt_survives_an_owner_that_dies_after_the_removal(
+    intention: str,
+    run_janitor: Run,
+    deployer: TestOwner,
+    builder: TestOwner,
+    eventually: Eventually,
+    database_url: str,
+) -> None:
+    deployer.shares = builder.shares = False
+    deployer.hold_reclaim = asyncio.Event()
+    # Long pauses, so that the owner has said what it has before it is asked again.
+    async with run_janitor(retry_first="1s", retry_most="1s") as stub:
+        deployer.put("functions/hello", "u1", 0.05)
+        await eventually(lambda: _true(deployer.reclaimed_at.get("u1")))
+        if intention == "lost":
+            connection = await asyncpg.connect(database_url)
+            await connection.execute("DELETE FROM janitor.receipts")
+            await connection.close()
+        await deployer.stop()
+        deployer.hold_reclaim = None
+        await deployer.start()
+        got = await eventually(verified(stub, "hello"))
+        assert (got.uid, got.attempts) == ("u1", 2)
+        await eventually(lambda: _has(stub, deadlines=0))
+
+
 async def test_two_janitors_write_one_receipt(
     run_janitor: Run, deployer: TestOwner, eventually: Eventually, database_url: str
 ) -> None:
