@@ -12,6 +12,9 @@ from prometheus_client import (
     start_http_server,
 )
 
+from libs.rpc.addresses import host_and_port
+from libs.rpc.process import StartError
+
 
 def registry() -> CollectorRegistry:
     """Return a registry that holds the process's own figures; a service adds its own."""
@@ -21,15 +24,20 @@ def registry() -> CollectorRegistry:
     return made
 
 
-def serve(address: str, metrics: CollectorRegistry) -> Callable[[], None]:
+def serve(address: str, metrics: CollectorRegistry, *, setting: str) -> Callable[[], None]:
     """Serve `metrics` at http://`address`/metrics; return what stops it. "" serves nothing.
 
-    Raises `OSError` when the address cannot be bound.
+    Raises `StartError` that names `setting` when nothing can listen there.
     """
     if not address:
         return lambda: None
-    host, _, port = address.rpartition(":")
-    server, thread = start_http_server(int(port), addr=host or "127.0.0.1", registry=metrics)
+    try:
+        host, port = host_and_port(address)
+        server, thread = start_http_server(port, addr=host, registry=metrics)
+    except ValueError as error:
+        raise StartError(f"{setting}: {error}") from error
+    except OSError as error:
+        raise StartError(f"{setting}: cannot listen on {address}: {error.strerror}") from error
 
     def stop() -> None:
         server.shutdown()

@@ -55,7 +55,9 @@ async def serve(
         stack.push_async_callback(store.close)
         directories = _prepare(settings)
         metrics = Metrics(prometheus.registry())
-        _serve_metrics(settings, metrics, stack)
+        listen = settings.builder_metrics_listen
+        setting = "MAYFLY_BUILDER_METRICS_LISTEN"
+        stack.callback(prometheus.serve(listen, metrics.registry, setting=setting))
         choice = await open_backends(settings, parts(settings, directories, store), stack)
         builds = Builds(store, settings)
         changes = Changes(store)
@@ -108,15 +110,6 @@ def _prepare(settings: Settings) -> Directories:
             f"MAYFLY_DATA_DIR: cannot use {error.filename}: {error.strerror}"
         ) from error
     return directories
-
-
-def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> None:
-    address = settings.builder_metrics_listen
-    try:
-        close = prometheus.serve(address, metrics.registry)
-    except OSError as error:
-        raise StartError(f"MAYFLY_BUILDER_METRICS_LISTEN: {address}: {error.strerror}") from error
-    stack.callback(close)
 
 
 async def _tell_health(health: Health, builds: Builds, metrics: Metrics) -> None:

@@ -284,11 +284,8 @@ class Deployer:
 def _serve_metrics(settings: Settings, deployer: Deployer) -> Callable[[], None]:
     registry = metrics.registry()
     register(registry, DeployerCollector(deployer.catalog, deployer.reconciler, deployer.gateways))
-    try:
-        return metrics.serve(settings.deployer_metrics_listen, registry)
-    except OSError as error:
-        address = settings.deployer_metrics_listen
-        raise StartError(f"cannot serve metrics on {address}: {error}") from error
+    listen = settings.deployer_metrics_listen
+    return metrics.serve(listen, registry, setting="MAYFLY_DEPLOYER_METRICS_LISTEN")
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -16,7 +16,6 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from mayfly.v1 import build_pb2, function_pb2, janitor_pb2
 
 from libs.rpc.addresses import Address, parse
-from libs.rpc.process import StartError
 from libs.rpc.server import Server
 from libs.telemetry import metrics, setup
 from services.gateway import admin, pages
@@ -90,7 +89,11 @@ async def serve(
         )
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
         registry = metrics.registry()
-        stack.callback(_serve_metrics(settings.gateway_metrics_listen, registry))
+        stack.callback(
+            metrics.serve(
+                settings.gateway_metrics_listen, registry, setting="MAYFLY_GATEWAY_METRICS_LISTEN"
+            )
+        )
 
         readiness = Readiness()
         health = HealthServer(readiness)
@@ -287,12 +290,3 @@ async def _control(
         yield
     finally:
         await server.stop(0)
-
-
-def _serve_metrics(address: str, registry: metrics.CollectorRegistry) -> Callable[[], None]:
-    try:
-        return metrics.serve(address, registry)
-    except OSError as error:
-        raise StartError(
-            f"MAYFLY_GATEWAY_METRICS_LISTEN: cannot listen on {address}: {error.strerror}"
-        ) from error

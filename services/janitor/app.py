@@ -62,7 +62,9 @@ async def serve(
         reclaimer = Reclaimer(owners, receipts, settings, metrics, spans)
         sweeper = Sweeper(owners, receipts, metrics, settings.reclaim_batch)
         _add_gauges(metrics, reclaimer)
-        _serve_metrics(settings, metrics, stack)
+        listen = settings.janitor_metrics_listen
+        setting = "MAYFLY_JANITOR_METRICS_LISTEN"
+        stack.callback(prometheus.serve(listen, metrics.registry, setting=setting))
 
         server = Server(settings.janitor_listen, [NAME], telemetry.provider)
         service = JanitorService(owners, receipts, reclaimer, sweeper)
@@ -88,15 +90,6 @@ async def serve(
             await stop.wait()
             for loop in loops:
                 loop.cancel()
-
-
-def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> None:
-    address = settings.janitor_metrics_listen
-    try:
-        close = prometheus.serve(address, metrics.registry)
-    except OSError as error:
-        raise StartError(f"MAYFLY_JANITOR_METRICS_LISTEN: {address}: {error.strerror}") from error
-    stack.callback(close)
 
 
 def _add_gauges(metrics: Metrics, reclaimer: Reclaimer) -> None:
