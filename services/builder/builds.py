@@ -219,6 +219,12 @@ class Builds:
         async with self.store.connection() as connection:
             return await self._queries.get_build(connection, id=build)
 
+    async def made(self, builds: Sequence[str]) -> list[Made]:
+        """Return what those of these builds have made that are not under way."""
+        async with self.store.transaction() as connection:
+            rows = await _all(self._queries.ended_builds(connection, ids=list(builds)))
+        return [made_of(row["id"], row["uid"], row["outcome"]) for row in rows]
+
     async def watch(self, build: str, after: int, *, here: bool) -> Record | None:
         """Return a row with its events after a sequence number in `items`."""
         row: Record | None = None

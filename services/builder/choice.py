@@ -162,6 +162,27 @@ class Choice:
             log.warning("artefact_not_looked_at", image=artefact.image, why=str(error))
             return True
 
+    async def lost(self, builds: Sequence[Made]) -> frozenset[str]:
+        """Return the uids of builds whose images somebody else has removed; of many, some.
+
+        Raises `BuildFailed` where that cannot be seen.
+        """
+        ours = [
+            build
+            for build in builds
+            if build.artefact is not None
+            and build.artefact.image
+            and (self.images is None or self.images.is_ours(build.artefact.image))
+        ]
+        keepers = self._named(_IMAGES)[:1]
+        if not ours or not keepers:
+            return frozenset()
+        try:
+            async with asyncio.timeout(_REMOVE_SECONDS):
+                return frozenset(await keepers[0].lost(ours))
+        except TimeoutError as error:
+            raise BuildFailed("UNAVAILABLE", _no_answer(keepers[0]), "try again") from error
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """Remove all that builds made or left; by uid, why something could not be."""
         failed = await self.local.remove([build.uid for build in builds])

@@ -135,6 +135,11 @@ SELECT bundle, lock FROM bundles WHERE build = :id;
 -- name: get_build(id)^
 SELECT * FROM builds WHERE id = :id AND NOT ended;
 
+-- name: ended_builds(ids)
+-- Those of these builds that are not under way.
+SELECT id, uid, outcome FROM builds
+WHERE id = ANY (:ids::text[]) AND state IN (3, 4) AND NOT ended;
+
 -- name: watch_build(id, after, here)^
 -- One build with its events after a sequence number. `here`: it is done in this process, which
 -- tells of changes itself; else whoever does it is asked to notify (`told`: it will).

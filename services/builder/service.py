@@ -9,10 +9,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from grpc import StatusCode
 from mayfly.v1.build_pb2 import (
     Build,
     CreateBuildRequest,
     CreateBuildResponse,
+    FindLostImagesRequest,
+    FindLostImagesResponse,
     GetBuildRequest,
     GetBuildResponse,
     HoldBuildRequest,
@@ -166,6 +169,25 @@ class BuildService(BuildServiceServicer):
         build = _id(request.name) if request.name else ""
         removed, kept = await self._removal.release(request.function_uid, build)
         return ReleaseBuildResponse(removed=removed, kept=kept)
+
+    async def FindLostImages(
+        self, request: FindLostImagesRequest, context: Any
+    ) -> FindLostImagesResponse:
+        """Look which builds' images somebody else has removed."""
+        made = await self._builds.made([_id(name) for name in request.names])
+        # Whoever asks runs what it made once: it failed when it was to be made again.
+        failed = {each.uid for each in made if each.artefact is None}
+        try:
+            lost = failed | await self._choice.lost(made)
+        except BuildFailed as error:
+            # What was not looked at is not known to be gone.
+            raise MayflyError(
+                reason_value(error.reason),
+                error.message,
+                fix=error.fix,
+                code=StatusCode.UNAVAILABLE,
+            ) from error
+        return FindLostImagesResponse(lost=[PREFIX + each.id for each in made if each.uid in lost])
 
     async def _refuse(self, runtime: str, kind: Kind, source: bytes) -> None:
         """Raise `MayflyError` for what cannot be built at all."""

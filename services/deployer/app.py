@@ -34,6 +34,7 @@ from services.deployer.events import utcnow
 from services.deployer.housekeeping import keep_house
 from services.deployer.journal import Journal
 from services.deployer.lookup import Lookup
+from services.deployer.lost_images import LostImages
 from services.deployer.metrics import DeployerCollector, register
 from services.deployer.notifications import Instances, follow
 from services.deployer.readiness import watch_store
@@ -126,7 +127,7 @@ class Deployer:
         )  # fmt: skip
         terms = Terms(settings.target, replica, settings.claim, settings.concurrent_steps)
         self.reconciler = Reconciler(store, self.catalog, tools, terms)
-        self.instances = Instances(self.journal, self.reconciler.look)
+        self.instances = Instances(self.journal)
         self.scaler = (
             Scaler(
                 store, driver, self.journal, viewpoint.defaults, settings.target,
@@ -139,6 +140,10 @@ class Deployer:
         self.restoration = Restoration(
             store, driver, self.journal, viewpoint, settings.target, tools.reserved,
             self.take_rows,
+        )  # fmt: skip
+        self.lost_images = LostImages(
+            store, builds, settings.target, settings.image_look.total_seconds(),
+            self.instances.take,
         )  # fmt: skip
         self.activity = Activity(store, driver, replica, self.take_rows)
         self._tools = tools
@@ -247,6 +252,7 @@ class Deployer:
         await until_done(self.restoration.restore, "restore")
         async with asyncio.TaskGroup() as group:
             group.create_task(until_done(self._take_notifications, "follow"))
+            group.create_task(self.lost_images.run())
             if self.scaler is not None:
                 group.create_task(self.scaler.run())
 

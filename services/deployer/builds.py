@@ -15,6 +15,7 @@ from mayfly.v1.build_pb2 import (
     Build,
     BuildStep,
     CreateBuildRequest,
+    FindLostImagesRequest,
     HoldBuildRequest,
     ListRuntimesRequest,
     ReleaseBuildRequest,
@@ -180,6 +181,18 @@ class Builds:
                 return False
             raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
         return True
+
+    async def lost_images(self, builds: Sequence[str]) -> Sequence[str]:
+        """Return which of these builds' images are not in the registry any more; of many, some.
+
+        Raises `BuilderUnavailable`.
+        """
+        request = FindLostImagesRequest(names=builds)
+        try:
+            answer = await self._stub.FindLostImages(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
+        return list(answer.lost)
 
     async def release(self, uid: str, build: str = "") -> ReleaseBuildResponse:
         """Say that a function needs a build no more; without a name, none at all.

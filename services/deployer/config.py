@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     """How long a replica may be silent before others take over what it works on."""
     idle_grace: Length = Field(timedelta(seconds=3), ge=timedelta(0))
     """After a start nothing ends for being idle until gateways had this time to report."""
+    image_look: Length = Field(timedelta(seconds=30), ge=timedelta(0))
+    """How often it is looked whether functions' images are still in the registry (one listing of
+    its tags); one that somebody has removed is built again. 0: never."""
     concurrent_steps: int = Field(64, gt=0)
     """Functions that are built or deployed at the same time by this replica."""
     domain: Annotated[tuple[str, ...], NoDecode] = ("localhost",)

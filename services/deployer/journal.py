@@ -43,7 +43,10 @@ class Guard:
 
 @dataclass
 class Change:
-    """New values of a row; None leaves the old one. `failure` b"" clears it."""
+    """New values of a row; None leaves the old one. `failure` b"" clears it.
+
+    `again`: what is deployed is made once more, as a generation of its own.
+    """
 
     state: int | None = None
     endpoint: str | None = None
@@ -58,6 +61,7 @@ class Change:
     ttl: timedelta | None = None
     idle_timeout: timedelta | None = None
     release: bool | None = None
+    again: bool | None = None
 
     def merge(self, other: Change) -> None:
         """Take what `other` changes too; it came later."""
@@ -76,7 +80,7 @@ _PARAMETERS = {
     "state": "states", "endpoint": "endpoints", "build": "builds", "artefact": "artefacts",
     "failure": "failures", "serving_spec": "serving_specs", "ready": "ready", "failed": "failed",
     "instances": "instances", "held": "held", "ttl": "ttls", "idle_timeout": "idle_timeouts",
-    "release": "releases",
+    "release": "releases", "again": "again",
 }  # fmt: skip
 
 NO_GUARD = Guard()

@@ -44,10 +44,8 @@ _ORDINARY = frozenset({"idle", "removed", "replaced"})
 class Instances:
     """Keeps rows true to what runs."""
 
-    def __init__(self, journal: Journal, look: Callable[[], None]) -> None:
-        """`look` has the reconciler look for work."""
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._look = look
         self._running: dict[str, set[str]] = {}
 
     def begin(self) -> None:
@@ -87,9 +85,8 @@ class Instances:
                 self._journal.put(uid, None, [line], _RUNNABLE)
             case ArtefactLost(uid=uid, text=text):
                 line = log_event(LogEvent.ORIGIN_PLATFORM, text)
-                # Without an artefact it is built again, and then deployed.
-                self._journal.put(uid, Change(ready=0, artefact=b""), [line], _RUNNABLE)
-                self._look()
+                # As an update of the same source: what still runs answers until the new one does.
+                self._journal.put(uid, Change(again=True, artefact=b""), [line], _RUNNABLE)
             case SupervisorLost():
                 self._running.clear()
 

@@ -133,21 +133,23 @@ WITH f AS (
 )
 SELECT f.*, now() AS now FROM f LEFT JOIN n ON true;
 
--- name: apply_changes(uids, owners, masks, generations, states, endpoints, builds, artefacts, failures, serving_specs, ready, failed, instances, held, ttls, idle_timeouts, releases, events, logs, event_uids, event_positions, event_times, event_kinds, event_payloads, replica, flag)
+-- name: apply_changes(uids, owners, masks, generations, states, endpoints, builds, artefacts, failures, serving_specs, ready, failed, instances, held, ttls, idle_timeouts, releases, again, events, logs, event_uids, event_positions, event_times, event_kinds, event_payloads, replica, flag)
 -- What steps and notifications changed, with the events that say so, in one statement. A change
 -- with an owner holds only while that replica has the claim and the function lives; one with a
--- mask only in the states whose bits are set.
+-- mask only in the states whose bits are set. What is to be done again is a new generation, unless
+-- there is one under way.
 WITH c AS MATERIALIZED (
   SELECT * FROM unnest(
     :uids::text[], :owners::text[], :masks::integer[], :generations::integer[],
     :states::smallint[], :endpoints::text[],
     :builds::text[], :artefacts::bytea[], :failures::bytea[], :serving_specs::bytea[],
     :ready::integer[], :failed::integer[], :instances::integer[], :held::boolean[],
-    :ttls::interval[], :idle_timeouts::interval[], :releases::boolean[],
+    :ttls::interval[], :idle_timeouts::interval[], :releases::boolean[], :again::boolean[],
     :events::integer[], :logs::integer[]
   ) AS c(
     uid, owner, mask, generation, state, endpoint, build, artefact, failure, serving_spec,
-    ready, failed, instances, held, ttl, idle_timeout, release, events, logs
+    ready, failed, instances, held, ttl, idle_timeout, release, again, events,
+    logs
   )
 ), locked AS MATERIALIZED (
   SELECT f.uid FROM functions f JOIN c USING (uid) ORDER BY f.uid FOR UPDATE OF f
@@ -159,6 +161,9 @@ WITH c AS MATERIALIZED (
     artefact = COALESCE(c.artefact, f.artefact),
     failure = CASE WHEN c.failure = ''::bytea THEN NULL ELSE COALESCE(c.failure, f.failure) END,
     serving_spec = COALESCE(c.serving_spec, f.serving_spec),
+    generation = f.generation + (
+      c.again IS TRUE AND f.generation <= GREATEST(f.ready_generation, f.failed_generation)
+    )::integer,
     serving_build =
       CASE WHEN c.serving_spec IS NULL THEN f.serving_build ELSE COALESCE(c.build, f.build) END,
     serving_artefact = CASE
@@ -180,7 +185,7 @@ WITH c AS MATERIALIZED (
     update_time = CASE WHEN c.state IS NULL THEN f.update_time ELSE now() END,
     version = f.version + CASE WHEN num_nonnulls(
       c.state, c.endpoint, c.build, c.artefact, c.failure, c.serving_spec, c.ready, c.failed,
-      c.held, c.ttl, c.idle_timeout, c.release
+      c.held, c.ttl, c.idle_timeout, c.release, c.again
     ) > 0 THEN 1 ELSE 0 END,
     event_sequence = f.event_sequence + c.events,
     log_lines = f.log_lines + c.logs
@@ -497,6 +502,13 @@ FROM functions f
 LEFT JOIN (SELECT uid, sum(in_flight) AS in_flight FROM usage GROUP BY uid) u USING (uid)
 WHERE f.target = :target AND f.state = 4 AND f.ended_time IS NULL AND f.expire_time > now()
   AND f.generation <= GREATEST(f.ready_generation, f.failed_generation);
+
+-- name: serving_builds(target)
+-- What functions run that serve and are not being changed.
+SELECT uid, serving_build FROM functions
+WHERE target = :target AND state IN (4, 5) AND serving_build <> ''
+  AND ended_time IS NULL AND expire_time > now()
+  AND generation <= GREATEST(ready_generation, failed_generation);
 
 -- name: is_still_unused(since, uid)$
 -- Whether a function that was just taken off the routes has not been used since a moment.

@@ -92,6 +92,8 @@ class Reconciler:
             self._stop(row.uid)
             self._tools.reserved.discard(row.uid)
             return
+        if not row.settled and row.claim_owner is None:
+            self.look()  # there is work, and nobody at it
         running = self._running.get(row.uid)
         if running is not None and row.claim_owner != self._terms.replica and not row.settled:
             self._stop(row.uid)

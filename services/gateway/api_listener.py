@@ -22,7 +22,8 @@ from services.gateway.local_reply import api_replies
 
 # The deployer's alone: a build is held by functions and by nobody else.
 INTERNAL_METHODS = tuple(
-    f"/{BUILD_SERVICE}/{method}" for method in ("CreateBuild", "HoldBuild", "ReleaseBuild")
+    f"/{BUILD_SERVICE}/{method}"
+    for method in ("CreateBuild", "HoldBuild", "ReleaseBuild", "FindLostImages")
 )
 ANSWERED_HERE = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 

@@ -58,6 +58,12 @@ class Recorded:
             raise BuildFailed(self.away, "away", "wait")
         return False
 
+    async def lost(self, builds: Sequence[Made]) -> Sequence[str]:
+        self.asked.append(f"lost {' '.join(build.uid for build in builds)}")
+        if self.away:
+            raise BuildFailed(self.away, "away", "wait")
+        return [build.uid for build in builds]
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         self.asked.append("remove")
         if self.away:
@@ -179,6 +185,23 @@ async def test_an_image_is_looked_for_once_and_taken_for_there_where_nobody_answ
     away = choice(directories, Recorded("layers", away="REGISTRY_UNREACHABLE"))
     assert await away.present(Artefact(image=f"{REPOSITORY}@{DIGEST}"))
     assert not await both.present(Artefact(directory="/made/under/other/settings"))
+
+
+async def test_only_images_of_builds_can_be_lost_and_only_where_they_can_be_seen(
+    directories: Directories,
+) -> None:
+    ours = Made("a", "u1", Artefact(image=f"{REPOSITORY}@{DIGEST}"))
+    given = Made("b", "u2", Artefact(image=f"ghcr.io/me/own@{DIGEST}"))
+    bundled = Made("c", "u3", Artefact(python_version="3.13"))
+    nothing = Made("d", "u4", None)
+    layers, kaniko = Recorded("layers"), Recorded("kaniko")
+    both = choice(directories, Recorded("bundle"), layers, kaniko)
+    assert await both.lost([ours, given, bundled, nothing]) == {"u1"}
+    assert (layers.asked, kaniko.asked) == (["lost u1"], [])
+    assert await both.lost([given, bundled]) == frozenset()
+    assert await choice(directories, Recorded("bundle")).lost([ours]) == frozenset()
+    with pytest.raises(BuildFailed):
+        await choice(directories, Recorded("layers", away="REGISTRY_UNREACHABLE")).lost([ours])
 
 
 async def test_each_removes_its_own(directories: Directories) -> None:

@@ -59,6 +59,7 @@ def test_every_variable_is_a_setting_of_its_service(render: Render, driver: str)
                     "defaultTimeout",
                     "maxTimeout",
                     "startTimeout",
+                    "imageLook",
                 ],
                 "90s",
             ),

@@ -191,6 +191,7 @@ async def test_inner_services_are_not_reachable(mayfly: Door, channel: grpc.aio.
         builds.ReleaseBuild(
             build_pb2.ReleaseBuildRequest(name=function["build"], function_uid=function["uid"])
         ),
+        builds.FindLostImages(build_pb2.FindLostImagesRequest(names=[function["build"]])),
         reclaimer.Reclaim(reclaimer_pb2.ReclaimRequest(targets=[target])),
         routes.ActivateFunction(route_pb2.ActivateFunctionRequest(function_id="x")),
     ]

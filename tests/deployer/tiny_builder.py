@@ -33,6 +33,9 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
         self.builds: dict[str, Build] = {}
         self.held: dict[tuple[str, str], datetime] = {}
         self.released: list[tuple[str, str]] = []
+        self.lost: set[str] = set()
+        self.looks = 0
+        self.blind = False
         self.go_on = asyncio.Event()
         self.settings = build_pb2.ScriptSettings()
         self._server: Server | None = None
@@ -63,7 +66,14 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
         self.held[name, request.function_uid] = until
         if name not in self.builds:
             self.builds[name] = self._make(name, digest, request.source)
+        if self.builds[name].state != Build.STATE_FAILED:
+            self.lost.discard(name)
         return build_pb2.CreateBuildResponse(build=self.builds[name])
+
+    def fail_again(self, name: str) -> None:
+        """Have a build fail whenever it is made from now on."""
+        failure = Failure(stage=Stage.STAGE_BUILD, reason="INDEX_UNREACHABLE", message="away")
+        self.builds[name] = Build(name=name, state=Build.STATE_FAILED, failure=failure)
 
     def _make(self, name, digest, source) -> Build:
         content = source.WhichOneof("content")
@@ -125,6 +135,13 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
         until = request.expire_time.ToDatetime(tzinfo=UTC)
         self.held[request.name, request.function_uid] = until
         return build_pb2.HoldBuildResponse()
+
+    async def FindLostImages(self, request, context):
+        self.looks += 1
+        if self.blind:
+            raise MayflyError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the registry is away")
+        lost = [name for name in request.names if name in self.lost]
+        return build_pb2.FindLostImagesResponse(lost=lost)
 
     async def ReleaseBuild(self, request, context):
         self.released.append((request.name, request.function_uid))

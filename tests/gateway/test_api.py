@@ -191,6 +191,7 @@ async def test_internal_methods_are_refused(gateway: Running) -> None:
             builds.CreateBuild(build_pb2.CreateBuildRequest()),
             builds.HoldBuild(build_pb2.HoldBuildRequest()),
             builds.ReleaseBuild(build_pb2.ReleaseBuildRequest()),
+            builds.FindLostImages(build_pb2.FindLostImagesRequest()),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call

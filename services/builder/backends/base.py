@@ -146,6 +146,13 @@ class Backend(Protocol):
         """Whether all that an artefact needs is still there."""
         ...
 
+    async def lost(self, builds: Sequence[Made]) -> Sequence[str]:
+        """Return the uids of builds whose images are gone; of many, some.
+
+        Raises `BuildFailed` where that cannot be seen.
+        """
+        ...
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """Remove all that builds made or left; by uid, why something could not be."""
         ...

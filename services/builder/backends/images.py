@@ -15,6 +15,8 @@ from services.builder.failures import BuildFailed
 _TAG = re.compile(r"(?P<build>[0-9a-f]+)-(?P<uid>[0-9a-f]+)")
 # Requests that one call has under way at a time.
 _AT_ONCE = 16
+# Images that are asked for one by one, where their tags are not listed any more.
+_MOST_SUSPECTS = 100
 
 
 def tag_of(build: str, uid: str) -> str:
@@ -51,6 +53,24 @@ class FunctionImages:
             return await self._repository.manifest_digest(digest) is not None
         except RegistryError as error:
             raise failure_of(error) from error
+
+    async def lost(self, builds: Sequence[Made]) -> list[str]:
+        """See `Backend.lost`. One listing, and a request for each whose tag is not in it."""
+        try:
+            tags = frozenset(await self._repository.tags())
+        except RegistryError as error:
+            raise failure_of(error) from error
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def is_lost(made: Made) -> bool:
+            # Pods pull by digest: a manifest that has only lost its tag is still there.
+            async with room:
+                return made.artefact is not None and not await self.present(made.artefact)
+
+        suspects = [made for made in builds if tag_of(made.id, made.uid) not in tags]
+        suspects = suspects[:_MOST_SUSPECTS]
+        found = await asyncio.gather(*(is_lost(made) for made in suspects))
+        return [made.uid for made, lost in zip(suspects, found, strict=True) if lost]
 
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """Remove builds' images; by uid, why one could not be.

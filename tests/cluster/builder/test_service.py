@@ -9,7 +9,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
-from mayfly.v1.build_pb2 import Artefact, Build, GetBuildRequest, WatchBuildRequest
+from mayfly.v1.build_pb2 import (
+    Artefact,
+    Build,
+    FindLostImagesRequest,
+    GetBuildRequest,
+    WatchBuildRequest,
+)
 
 from libs.blobs import Bucket, Location
 from services.builder.backends.registries import Registries
@@ -112,14 +118,24 @@ async def test_an_image_is_made_found_and_removed(index: Index, replica: Replica
     assert [r.type for r in found] == ["environment"]
 
 
-async def test_an_image_that_is_gone_is_made_again(replica: Replica) -> None:
+async def lost(replica: Replica, *builds: Build) -> list[str]:
+    """Return the names of builds whose images are gone."""
+    request = FindLostImagesRequest(names=[build.name for build in builds])
+    return list((await replica.builds.FindLostImages(request)).lost)
+
+
+async def test_an_image_that_is_gone_is_found_and_made_again(replica: Replica) -> None:
     first = await replica.create(handler=HANDLER, uid="a")
+    other = await replica.create(handler=f"{HANDLER}# another\n", uid="a")
+    assert await lost(replica, first, other, Build(name="builds/none")) == []
     async with AsyncExitStack() as stack:
         chosen = replica.settings
         registries = Registries(chosen.registry, insecure=True, auth=None, stack=stack)
         await registries.functions().delete_manifest(first.artefact.image.partition("@")[2])
+    assert await lost(replica, first, other) == [first.name]
     second = await replica.create(handler=HANDLER, uid="b")
     assert second.state == Build.STATE_SUCCEEDED, second.failure
+    assert await lost(replica, first, other) == []
     assert second.artefact.image == first.artefact.image
     for uid in ("a", "b"):
         await release(replica, uid)

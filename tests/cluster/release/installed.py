@@ -199,7 +199,7 @@ def _values(driver: str, namespace: str, public: str, port: int, replicas: int) 
         # Builds end with their functions, so that what is left can be looked for at once.
         "builder": small | {"extraEnv": {"MAYFLY_BUILD_RETENTION": "5s"}},
         "janitor": small,
-        "functions": {"idleStop": "5s"},
+        "functions": {"idleStop": "5s", "imageLook": "3s"},
     }
 
 

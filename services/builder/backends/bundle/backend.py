@@ -89,6 +89,10 @@ class BundleBackend:
         """See `Backend.present`. It is kept with the build's row, and goes with it."""
         return bool(artefact.python_version)
 
+    async def lost(self, builds: Sequence[Made]) -> Sequence[str]:
+        """See `Backend.lost`. Nothing here is an image."""
+        return ()
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """See `Backend.remove`. There is nothing besides rows."""
         return {}

@@ -103,6 +103,10 @@ class EnvironmentBackend:
         """See `Backend.present`."""
         return _present(artefact)
 
+    async def lost(self, builds: Sequence[Made]) -> Sequence[str]:
+        """See `Backend.lost`. Nothing here is an image."""
+        return ()
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """See `Backend.remove`. Environments are shared, and have deadlines of their own."""
         return await asyncio.to_thread(self._remove, builds)

@@ -131,6 +131,10 @@ class KanikoBackend:
         """See `Backend.present`."""
         return await self._images.present(artefact)
 
+    async def lost(self, builds: Sequence[Made]) -> Sequence[str]:
+        """See `Backend.lost`."""
+        return await self._images.lost(builds)
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """See `Backend.remove`."""
         failed = await self._leavings.remove_builds([(made.id, made.uid) for made in builds])

@@ -168,6 +168,10 @@ class LayersBackend:
         """See `Backend.present`."""
         return await self._images.present(artefact)
 
+    async def lost(self, builds: Sequence[Made]) -> Sequence[str]:
+        """See `Backend.lost`."""
+        return await self._images.lost(builds)
+
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """See `Backend.remove`. Environments are shared, and have deadlines of their own."""
         return await self._images.remove(builds)
