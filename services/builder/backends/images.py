@@ -46,6 +46,15 @@ class FunctionImages:
         self._repository = repository
         self._known: dict[str, str] = {}
 
+    async def ask(self) -> None:
+        """Ask the registry for anything. Raises `BuildFailed` where it does not answer."""
+        try:
+            await self._repository.manifest_digest("any")
+        except Unreachable as error:
+            raise failure_of(error) from error
+        except RegistryError:
+            return  # whatever it refuses: it answers
+
     async def present(self, artefact: Artefact) -> bool:
         """Whether an artefact's image is there. Raises `BuildFailed` where that is not known."""
         digest = artefact.image.rpartition("@")[2]

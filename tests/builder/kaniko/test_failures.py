@@ -14,10 +14,13 @@ from services.builder.backends.kaniko.failures import (
     Pushed,
     TakenAway,
     is_started,
+    is_stuck,
     of_cluster,
     outcome,
+    stuck,
 )
 from services.builder.backends.kaniko.output import Output
+from services.builder.failures import BuildFailed
 
 REGISTRY = "registry.example:5000"
 DIGEST = "sha256:" + "a" * 64
@@ -239,3 +242,29 @@ def test_when_there_is_something_to_read() -> None:
     assert not is_started(pod("Pending", {"waiting": {"reason": "ContainerCreating"}}))
     assert is_started(pod("Running", {"running": {}}))
     assert is_started(ended(1))
+
+
+def waited(bucket_why: str = "", registry_why: str = "") -> BuildFailed:
+    return stuck(
+        20, "bucket b at http://s3", "r:5000", bucket_why=bucket_why, registry_why=registry_why
+    )
+
+
+def test_a_pod_that_has_said_something_or_has_just_begun_is_not_stuck() -> None:
+    assert not is_stuck(0.0)
+    assert not is_stuck(4.9)
+    assert is_stuck(20.0)
+
+
+def test_what_a_stuck_pod_waits_for_is_what_does_not_answer_the_builder() -> None:
+    assert waited("bucket b at http://s3 said nothing").reason == "STORAGE_UNREACHABLE"
+    assert waited("a", "b").reason == "STORAGE_UNREACHABLE"
+    assert waited(registry_why="r:5000 said nothing").reason == "REGISTRY_UNREACHABLE"
+
+
+def test_where_only_the_pod_is_kept_from_them_both_are_named() -> None:
+    failure = waited()
+    assert failure.reason == "BUILD_TIMEOUT"
+    assert "bucket b at http://s3" in failure.message
+    assert "r:5000" in failure.message
+    assert "reach both" in failure.fix

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from libs.blobs import Bucket, Location
 from libs.kube.cluster import Cluster as Kube
 from libs.kube.kinds import POD
 from libs.registry import Repository, Transport
-from services.builder.backends.base import Kind, Made, Order
+from services.builder.backends.base import CONTEXT, Kind, Made, Order
 from services.builder.backends.environment.archive import Limits
 from services.builder.backends.environment.interpreters import Interpreters
 from services.builder.backends.images import FunctionImages
@@ -373,6 +374,147 @@ async def test_a_bucket_that_is_missing(world: World) -> None:
         failure = await world.fails(waits(world), backend)
     assert failure.reason == "STORAGE_UNREACHABLE"
     assert "e-none" in failure.message
+
+
+class Line:
+    """A line to a server through an address of this machine; when it is cut, nothing answers."""
+
+    def __init__(self, target: str) -> None:
+        self.cut = not target
+        self.address = ""
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def open(self, host: str) -> AsyncIterator[None]:
+        try:
+            server = await asyncio.start_server(self._take, host, 0)
+        except OSError:
+            pytest.skip(f"the registry's {host} is not this machine's: nothing can listen there")
+        self.address = f"{host}:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield
+        finally:
+            server.close()
+            for writer in self._writers:
+                writer.close()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        if self.cut:
+            return
+        host, _, port = self._target.rpartition(":")
+        back, forth = await asyncio.open_connection(host, int(port))
+        self._writers.add(forth)
+        await asyncio.gather(self._pass_on(reader, forth), self._pass_on(back, writer))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while (data := await reader.read(65536)) and not self.cut:
+                writer.write(data)
+            if not self.cut:
+                writer.close()
+
+
+@asynccontextmanager
+async def line(world: World, target: str = "") -> AsyncIterator[Line]:
+    """Lend a line to `target` ("host:port") that pods reach; without one it is cut already."""
+    one = Line(target)
+    async with one.open(world.cluster.registry.partition(":")[0]):
+        yield one
+
+
+async def test_a_bucket_that_no_longer_answers(world: World) -> None:
+    storage = world.bucket.location.endpoint_url.removeprefix("http://")
+    async with line(world, storage) as one:
+        url = f"http://{one.address}"
+        async with Bucket(dataclasses.replace(world.bucket.location, endpoint_url=url)) as bucket:
+            images = FunctionImages(world.repository)
+            backend = KanikoBackend(
+                world.kube,
+                bucket,
+                images,
+                world.recipes,
+                world.place,
+                prefix="p",
+                build_seconds=15,
+            )
+            order = waits(world)
+            building = asyncio.create_task(backend.build(order, world.told))
+            async with world.kube.watch(POD, world.namespace, pods.BUILD) as informer:
+                await informer.until(pods.name_of(order.uid, 1), lambda pod: pod, 10)
+            one.cut = True
+            with pytest.raises(BuildFailed) as raised:
+                async with asyncio.timeout(16):
+                    await building
+    assert raised.value.reason == "STORAGE_UNREACHABLE", (raised.value, world.told.lines)
+    assert one.address in raised.value.message
+    # It could not be removed while it was away: that is a sweep's work.
+    contexts = [t for t in (await world.backend.look()).things if t.type == CONTEXT]
+    assert len(contexts) == 1
+    assert await world.backend.remove_thing(contexts[0]) == ""
+    await world.nothing_left()
+
+
+async def test_a_bucket_that_does_not_answer_pods(world: World) -> None:
+    async with line(world) as one:
+        backend = KanikoBackend(
+            world.kube,
+            world.bucket,
+            FunctionImages(world.repository),
+            world.recipes,
+            world.place,
+            pods_location=dataclasses.replace(
+                world.bucket.location, endpoint_url=f"http://{one.address}"
+            ),
+            build_seconds=15,
+        )
+        failure = await world.fails(waits(world), backend)
+    assert failure.reason == "BUILD_TIMEOUT", (failure, world.told.lines)
+    assert one.address in failure.message
+    assert world.place.host in failure.message
+
+
+async def test_a_bucket_that_does_not_answer_the_builder(world: World) -> None:
+    async with line(world) as one:
+        url = f"http://{one.address}"
+        async with Bucket(dataclasses.replace(world.bucket.location, endpoint_url=url)) as away:
+            images = FunctionImages(world.repository)
+            backend = KanikoBackend(
+                world.kube, away, images, world.recipes, world.place, build_seconds=8
+            )
+            # The worker's own limit, which says nothing of the bucket.
+            async with asyncio.timeout(8):
+                failure = await world.fails(waits(world), backend)
+    assert failure.reason == "STORAGE_UNREACHABLE"
+    assert url in failure.message
+
+
+async def test_a_registry_that_takes_no_push_and_says_nothing(world: World) -> None:
+    async with line(world) as one:
+        transport = Transport(one.address, insecure=True, auth=None, patience=5)
+        backend = KanikoBackend(
+            world.kube,
+            world.bucket,
+            FunctionImages(Repository(transport, "nobody/functions")),
+            world.recipes,
+            dataclasses.replace(world.place, registry=f"{one.address}/nobody"),
+            build_seconds=15,
+        )
+        failure = await world.fails(waits(world), backend)
+        await transport.close()
+    assert failure.reason == "REGISTRY_UNREACHABLE", (failure, world.told.lines)
+    assert one.address in failure.message
+
+
+async def test_a_build_that_takes_too_long(world: World) -> None:
+    images = FunctionImages(world.repository)
+    backend = KanikoBackend(
+        world.kube, world.bucket, images, world.recipes, world.place, build_seconds=20
+    )
+    failure = await world.fails(waits(world), backend)
+    assert failure.reason == "BUILD_TIMEOUT", world.told.lines
+    assert any("it waits" in line for line in world.told.lines)
 
 
 async def test_a_registry_that_does_not_answer_is_tried_until_the_end(world: World) -> None:

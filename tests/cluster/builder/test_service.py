@@ -16,6 +16,7 @@ from mayfly.v1.build_pb2 import (
     GetBuildRequest,
     WatchBuildRequest,
 )
+from mayfly.v1.source_pb2 import Stage
 
 from libs.blobs import Bucket, Location
 from services.builder.backends.registries import Registries
@@ -177,3 +178,15 @@ async def test_what_is_away_at_the_start_is_told_in_the_build(
         build = await ended(replica, await replica.create(handler=HANDLER, uid="a"))
         assert build.failure.reason == "REGISTRY_UNREACHABLE", build
         assert build.failure.fix
+
+
+async def test_a_bucket_that_is_away_is_told_before_the_time_is_over(
+    cluster: Cluster, of_cluster: Callable[..., Settings]
+) -> None:
+    away = of_cluster(s3_endpoint_url="http://127.0.0.1:9", build_timeout=9)
+    async with running(away) as replica:
+        files = {"Dockerfile": f"FROM {cluster.static_image}\nRUN true\n"}
+        build = await ended(replica, await replica.create(archive=tar_of(files), uid="a"))
+        assert build.failure.reason == "STORAGE_UNREACHABLE", build.failure
+        assert Stage.Name(build.failure.stage) == "STAGE_BUILD"
+        assert "127.0.0.1:9" in build.failure.message

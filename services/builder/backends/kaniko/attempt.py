@@ -43,8 +43,16 @@ class Attempt:
         self._progress = progress
         self._room_seconds = room_seconds
         self._lines = 0
+        self._began: float | None = None
         self._ended = asyncio.Event()
         self._logs: asyncio.Task[None] | None = None
+
+    @property
+    def silent(self) -> float:
+        """How long the pod has run without a word, in seconds; 0 where it has said any."""
+        if self._began is None or self._lines:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._began
 
     async def run(self, informer: Informer, *, adopt: bool) -> Outcome:
         """Return what became of the pod, which is made unless it is adopted.
@@ -102,6 +110,7 @@ class Attempt:
         if pod is None or not failures.is_started(pod):
             return
         if self._logs is None:
+            self._began = asyncio.get_running_loop().time()
             self._logs = asyncio.create_task(self._copy())
         if pod.get("status", {}).get("phase") in _ENDED:
             self._ended.set()

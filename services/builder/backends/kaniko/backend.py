@@ -44,7 +44,9 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
 _EXAMPLES = {"go": go.EXAMPLE, "python": EXAMPLE}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Kept of a build's time, so that it ends with its own reason and not by the worker's limit.
-_MARGIN_SECONDS = 3.0
+_MARGIN_SECONDS = 4.0
+# For removing what a build has left: within that margin, and when there is time.
+_LEAVE_SECONDS, _MOST_LEAVE_SECONDS = 2.0, 20.0
 
 
 class KanikoBackend:
@@ -164,6 +166,7 @@ class KanikoBackend:
             self._cluster,
             self._bucket,
             self._location,
+            self._images,
             self._place,
             deadline,
             self._room_seconds,
@@ -173,11 +176,23 @@ class KanikoBackend:
         try:
             return await tries.until_pushed(order, recipe, key, index, bases, progress)
         finally:
-            await self._leave(order)
+            left = deadline - asyncio.get_running_loop().time()
+            await self._leave(order, max(_LEAVE_SECONDS, min(_MOST_LEAVE_SECONDS, left)))
 
-    async def _leave(self, order: Order) -> None:
-        """Remove pods, Secrets and the context, even while the build is being cancelled."""
-        removing = asyncio.ensure_future(self._leavings.remove_build(order.id, order.uid))
+    async def _leave(self, order: Order, seconds: float) -> None:
+        """Remove pods, Secrets and the context, even while the build is being cancelled.
+
+        What does not answer within `seconds` does not hold up the build's end.
+        """
+
+        async def remove() -> str:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._leavings.remove_build(order.id, order.uid)
+            except TimeoutError:
+                return f"no answer within {seconds:.0f} s"
+
+        removing = asyncio.ensure_future(remove())
         try:
             why = await asyncio.shield(removing)
         except asyncio.CancelledError:

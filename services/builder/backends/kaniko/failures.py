@@ -40,6 +40,8 @@ _PULL_FOR_GOOD = re.compile(
 _CANNOT_CREATE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _TAKEN_AWAY = ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost")
 _KILLED = (137, 143)
+# What the executor may take to come up on a busy node.
+_STARTS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,35 @@ def interrupted(why: str, again: str) -> BuildFailed:
         "BUILD_INTERRUPTED",
         f"the build was interrupted twice: {why}; then {again}",
         "try again when the cluster is calm",
+    )
+
+
+def is_stuck(silent: float) -> bool:
+    """Whether a pod that has run for `silent` seconds without a word waits for something.
+
+    Kaniko's first words follow when it has its context and the registry has let it push. It waits
+    for both as long as a build may take.
+    """
+    return silent >= _STARTS_SECONDS
+
+
+def stuck(
+    silent: float, bucket: str, registry: str, *, bucket_why: str, registry_why: str
+) -> BuildFailed:
+    """Return the failure of a build whose time is over while its pod was stuck.
+
+    `bucket` and `registry` say where these are, and the other two why they do not answer the
+    builder either, "" where they do.
+    """
+    if bucket_why:
+        return storage(bucket_why)
+    if registry_why:
+        return unreachable(registry_why)
+    return BuildFailed(
+        "BUILD_TIMEOUT",
+        f"the build's pod waited for {silent:.0f} s, until its time was over, for its context from "
+        f"{bucket} or for the registry {registry}, which both answer the builder",
+        "ask the operator to check that pods of the builds' namespace may reach both",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from libs.blobs import BlobError, Bucket, Location, Unreachable
 from libs.kube.cluster import Cluster
@@ -12,6 +12,7 @@ from libs.kube.errors import KubeError
 from libs.kube.informer import Informer
 from libs.kube.kinds import POD
 from services.builder.backends.base import Order, Progress
+from services.builder.backends.images import FunctionImages
 from services.builder.backends.kaniko import failures, pods
 from services.builder.backends.kaniko.attempt import Attempt
 from services.builder.backends.kaniko.context import stream
@@ -32,6 +33,8 @@ from services.builder.failures import BuildFailed
 _LEAST_PAUSE, _MOST_PAUSE = 0.5, 15.0
 # A refusal is told at the end of this time only.
 _SYNC_SECONDS = 3.0
+# For what is asked when a build's time is over.
+_ASK_SECONDS = 1.5
 
 
 class Tries:
@@ -42,6 +45,7 @@ class Tries:
         cluster: Cluster,
         bucket: Bucket,
         location: Location,
+        images: FunctionImages,
         place: Place,
         deadline: float,
         room_seconds: float,
@@ -50,6 +54,7 @@ class Tries:
         self._cluster = cluster
         self._bucket = bucket
         self._location = location
+        self._images = images
         self._place = place
         self._deadline = deadline
         self._room_seconds = room_seconds
@@ -94,8 +99,8 @@ class Tries:
                 if isinstance(outcome, Pushed):
                     return outcome.digest
                 if isinstance(outcome, Failed):
-                    if outcome.failure.reason == "BUILD_TIMEOUT" and lost_time is not None:
-                        raise lost_time
+                    if outcome.failure.reason == "BUILD_TIMEOUT":
+                        raise lost_time or await self._too_late(attempt.silent, key)
                     raise explained(outcome.failure, order, recipe, attempt.output)
                 if isinstance(outcome, NoRoom):
                     raise failures.not_started(outcome.why)
@@ -125,15 +130,35 @@ class Tries:
                 await asyncio.sleep(self._next_pause())
 
     async def _put(self, key: str, recipe: Recipe, progress: Progress) -> None:
+        said = f"{_where(self._bucket.location)} did not answer in a build's time"
         while True:
+            now = asyncio.get_running_loop().time()
             try:
-                with progress.span("upload"):
-                    await self._bucket.put(key, stream(recipe.files))
+                # Its client waits longer than a build may, and says nothing when it is cut off.
+                async with asyncio.timeout_at(max(self._deadline, now + _LEAST_PAUSE)):
+                    with progress.span("upload"):
+                        await self._bucket.put(key, stream(recipe.files))
                 return
+            except TimeoutError as error:
+                raise failures.storage(said) from error
             except Unreachable as error:
-                await self._wait(failures.storage(str(error)), progress)
+                said = str(error)
+                await self._wait(failures.storage(said), progress)
             except BlobError as error:
                 raise failures.storage(str(error)) from error
+
+    async def _too_late(self, silent: float, key: str) -> BuildFailed:
+        """Return why a pod's time was over: one that is stuck cannot say itself what it lacks."""
+        if not failures.is_stuck(silent):
+            return failures.timeout()
+        bucket, registry = _where(self._location), self._place.host
+        bucket_why, registry_why = await asyncio.gather(
+            _why_silent(self._bucket.exists(key), bucket),
+            _why_silent(self._images.ask(), f"the registry {registry}"),
+        )
+        return failures.stuck(
+            silent, bucket, registry, bucket_why=bucket_why, registry_why=registry_why
+        )
 
     async def _until_listed(self, informer: Informer, progress: Progress) -> None:
         while True:
@@ -176,6 +201,26 @@ def _first(informer: Informer) -> tuple[int, bool]:
 
 def _number(pod: Manifest) -> int:
     return pods.number_of(pod["metadata"]["name"])
+
+
+async def _why_silent(asked: Awaitable[object], what: str) -> str:
+    """Return why something does not answer, "" where it does, whatever that is."""
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            await asked
+    except TimeoutError:
+        return f"{what} said nothing for {_ASK_SECONDS:.1f} s"
+    except BuildFailed as error:
+        return error.message
+    except Unreachable as error:
+        return str(error)
+    except BlobError:
+        return ""  # whatever it refuses: it answers
+    return ""
+
+
+def _where(location: Location) -> str:
+    return f"bucket {location.bucket} at {location.endpoint_url or 'AWS'}"
 
 
 def _failure(outcome: Outcome) -> BuildFailed:
