@@ -62,8 +62,14 @@ class Settings(BaseSettings):
         default=2,
         ge=1,
         le=64,
-        description="Reclaim calls under way at the same time at one owner. Two keep an owner busy "
-        "while the janitor writes its own rows.",
+        description="Reclaim calls at the same time that keep one owner busy. Two do, while the "
+        "janitor writes its own rows.",
+    )
+    reclaim_busy: Duration = Field(
+        default=timedelta(milliseconds=250),
+        gt=timedelta(0),
+        description="Seconds that a Reclaim call counts as one of those. What takes longer waits "
+        "for something (the end of a pod), and must not hold up what is due meanwhile.",
     )
     reclaim_timeout: Duration = Field(
         default=timedelta(seconds=60),

@@ -74,6 +74,7 @@ class Reclaimer:
         self._spans = spans
         self._batch = settings.reclaim_batch
         self._calls = settings.reclaim_calls
+        self._busy = settings.reclaim_busy.total_seconds()
         self._window = int(settings.coalesce.total_seconds() * 1e9)
         self._backoff = Backoff(settings.retry_first, settings.retry_most)
         self._endings: dict[Key, Ending] = {}
@@ -82,7 +83,8 @@ class Reclaimer:
         self._taken: set[Key] = set()
         self._waiting: Deadlines[Key] = Deadlines()
         self._due: defaultdict[str, deque[Key]] = defaultdict(deque)
-        self._calls_open: defaultdict[str, int] = defaultdict(int)
+        # Calls that keep an owner busy; those that only wait for something do not count.
+        self._calls_busy: defaultdict[str, set[object]] = defaultdict(set)
         self._checks: deque[Check] = deque()
         self._checking = False
         self._later: Deadlines[Key] = Deadlines()
@@ -196,11 +198,12 @@ class Reclaimer:
 
     def _start_calls(self, owner: str) -> None:
         queue = self._due[owner]
-        while queue and self._calls_open[owner] < self._calls:
+        while queue and len(self._calls_busy[owner]) < self._calls:
             keys = [queue.popleft() for _ in range(min(self._batch, len(queue)))]
             endings = [self._endings[key] for key in keys]
-            self._calls_open[owner] += 1
-            self._start(self._reclaim(owner, endings))
+            call = object()
+            self._calls_busy[owner].add(call)
+            self._start(self._reclaim(owner, endings, call))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -230,15 +233,20 @@ class Reclaimer:
 
     # One batch.
 
-    async def _reclaim(self, owner: str, endings: Sequence[Ending]) -> None:
+    async def _reclaim(self, owner: str, endings: Sequence[Ending], call: object) -> None:
+        waits = asyncio.get_running_loop().call_later(self._busy, self._not_busy, owner, call)
         try:
             await self._reclaim_batch(owner, endings)
         except Exception as error:  # whatever went wrong, nothing is forgotten
             log.error("reclaim_failed", owner=owner, count=len(endings), exc_info=error)
             self._retry(endings)
         finally:
-            self._calls_open[owner] -= 1
-            self._wake.set()
+            waits.cancel()
+            self._not_busy(owner, call)
+
+    def _not_busy(self, owner: str, call: object) -> None:
+        self._calls_busy[owner].discard(call)
+        self._wake.set()
 
     async def _reclaim_batch(self, owner: str, endings: Sequence[Ending]) -> None:
         known = await self._intend(endings)

@@ -317,6 +317,20 @@ class Door:
 
         return await until(probe, seconds, what=f"the receipt of {id_of(function)}", every=0.05)
 
+    async def verified_receipt(self, function: Json | str, seconds: float = 15) -> Json:
+        """Wait for the receipt that says that nothing is left.
+
+        It is written when the function is gone; what a cluster makes of an object that has just
+        been removed is found by a look, and removed and looked for again.
+        """
+
+        async def probe() -> Json | None:
+            receipt = await self.receipt(function, seconds)
+            return receipt if receipt.get("verified") else None
+
+        what = f"the verified receipt of {id_of(function)}"
+        return await until(probe, seconds, what=what, every=0.05)
+
     # gRPC
 
     def channel(self) -> grpc.aio.Channel:

@@ -215,7 +215,10 @@ async def test_a_taken_id_already_exists(mayfly: Door) -> None:
 async def test_one_wish_for_a_taken_id_all_at_once_wins(mayfly: Door) -> None:
     function_id = mayfly.new_id("race")
     responses = await asyncio.gather(
-        *(mayfly.post(GOOD, function_id=function_id, request_id=f"r{i}") for i in range(6))
+        *(
+            mayfly.post(GOOD, function_id=function_id, request_id=f"{function_id}-{i}")
+            for i in range(6)
+        )
     )
     assert sorted(r.status_code for r in responses) == [200, 409, 409, 409, 409, 409]
 

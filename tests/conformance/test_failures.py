@@ -232,7 +232,7 @@ async def test_a_failed_function_is_reclaimed_like_any_other(mayfly: Door) -> No
     function = await mayfly.settled(await mayfly.create(handler=example("broken.py")), "FAILED")
     await mayfly.delete(function)
     assert problem_of(await mayfly.call(function)).http == 404
-    assert (await mayfly.receipt(function))["verified"]
+    assert await mayfly.verified_receipt(function)
     assert state_of(await mayfly.get(function)) == "RECLAIMED"
 
 

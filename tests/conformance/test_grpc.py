@@ -99,7 +99,7 @@ async def test_a_life_by_the_generated_client(mayfly: Door, channel: grpc.aio.Ch
     assert made.name in {f.name for f in listed.functions}
     deleted = await functions.DeleteFunction(function_pb2.DeleteFunctionRequest(name=made.name))
     assert deleted.function.end_reason == function_pb2.END_REASON_DELETED
-    await mayfly.receipt({"name": made.name, "uid": made.uid})
+    await mayfly.verified_receipt({"name": made.name, "uid": made.uid})
     name = made.name.replace("functions/", "receipts/")
     receipt = (await janitor.GetReceipt(janitor_pb2.GetReceiptRequest(name=name))).receipt
     assert receipt.verified

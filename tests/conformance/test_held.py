@@ -39,7 +39,9 @@ async def test_a_large_early_body_is_kept_whole(mayfly: Door) -> None:
 
 
 @pytest.mark.timeout(180)
-async def test_a_hundred_functions_each_called_at_once(mayfly: Door) -> None:
+async def test_many_functions_each_called_at_once(mayfly: Door, on_cluster: bool) -> None:
+    # One node ends and starts some three pods a second.
+    count = 20 if on_cluster else 100
     gate = asyncio.Semaphore(10)
 
     async def one() -> tuple[int, object, str]:
@@ -49,7 +51,7 @@ async def test_a_hundred_functions_each_called_at_once(mayfly: Door) -> None:
             await mayfly.delete(function)
         return answer.status_code, answer.json(), id_of(function)
 
-    answers = await asyncio.gather(*(one() for _ in range(100)))
+    answers = await asyncio.gather(*(one() for _ in range(count)))
     wrong = [a for a in answers if a[:2] != (200, {"id": a[2]})]
     assert wrong == []
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import time
 
+import pytest
+
 from tests.conformance.door import (
     ENDED,
     Door,
@@ -20,6 +22,12 @@ from tests.conformance.door import (
 HELLO = "def handler(event, ctx):\n    return 'here'\n"
 # The design's bound on how late a refusal may be. Clocks of client and server must agree as well.
 LATENESS = 0.25
+
+
+@pytest.fixture
+def brief(on_cluster: bool) -> int:
+    """Seconds of a lease that outlasts the start of a function, and not by much."""
+    return 15 if on_cluster else 3
 
 
 async def first_refusal(mayfly: Door, function: Json, seconds: float) -> float:
@@ -37,10 +45,10 @@ async def first_refusal(mayfly: Door, function: Json, seconds: float) -> float:
     return await until(probe, seconds, what="404 after the deadline", every=0.01)
 
 
-async def test_it_answers_until_its_deadline_and_not_after(mayfly: Door) -> None:
-    function = await mayfly.ready(handler=HELLO, ttl="3s")
+async def test_it_answers_until_its_deadline_and_not_after(mayfly: Door, brief: int) -> None:
+    function = await mayfly.ready(handler=HELLO, ttl=f"{brief}s")
     deadline = time_of(function["expireTime"])
-    refused = await first_refusal(mayfly, function, 6)
+    refused = await first_refusal(mayfly, function, brief + 3)
     assert -0.05 <= refused - deadline <= LATENESS
     ended = await mayfly.settled(function)
     assert state_of(ended) in ENDED
@@ -56,8 +64,7 @@ async def test_a_function_that_nobody_calls_ends_as_well(mayfly: Door) -> None:
 
 async def test_a_lease_can_end_during_the_build(mayfly: Door) -> None:
     function = await mayfly.create(handler="import time\ntime.sleep(30)\n" + HELLO, ttl="1s")
-    receipt = await mayfly.receipt(function, 15)
-    assert receipt["verified"]
+    await mayfly.verified_receipt(function, 15)
     assert state_of(await mayfly.get(function)) == "RECLAIMED"
 
 
@@ -69,7 +76,7 @@ async def test_it_ends_when_it_is_idle(mayfly: Door) -> None:
         found = await mayfly.get(function)
         return found if state_of(found) in ENDED else None
 
-    found = await until(ended, 10, what="the idle deadline", every=0.1)
+    found = await until(ended, 20, what="the idle deadline", every=0.1)
     assert found["endReason"] == "END_REASON_IDLE"
     assert problem_of(await mayfly.call(function)).http == 404
     assert (await mayfly.receipt(function))["endReason"] == "idle"
@@ -98,8 +105,8 @@ async def test_the_last_use_is_shown(mayfly: Door) -> None:
     assert abs(time_of(shown) - called) < 2.5
 
 
-async def test_a_renewal_moves_the_deadline(mayfly: Door) -> None:
-    function = await mayfly.ready(handler=HELLO, ttl="3s")
+async def test_a_renewal_moves_the_deadline(mayfly: Door, brief: int) -> None:
+    function = await mayfly.ready(handler=HELLO, ttl=f"{brief}s")
     before = time.time()
     renewed = (await mayfly.renew(function, "60s")).json()
     assert abs(time_of(renewed["expireTime"]) - before - 60) < 2
@@ -162,12 +169,11 @@ async def test_the_receipt_says_what_was_removed_and_looked_at(mayfly: Door) -> 
     function = await mayfly.ready(handler=HELLO)
     assert (await mayfly.call(function)).status_code == 200
     await mayfly.delete(function)
-    receipt = await mayfly.receipt(function)
+    receipt = await mayfly.verified_receipt(function)
     assert receipt["name"] == f"receipts/{id_of(function)}"
     assert receipt["resource"] == function["name"]
     assert receipt["uid"] == function["uid"]
     assert receipt["endReason"] == "deleted"
-    assert receipt["verified"] is True
     assert not receipt.get("residue")
     assert receipt["removed"]
     assert all(r["type"] and r["id"] for r in receipt["removed"])
@@ -186,22 +192,20 @@ async def test_receipts_are_listed_newest_first(mayfly: Door) -> None:
         await mayfly.receipt(function)
     names: list[str] = []
     token = ""
-    for _ in range(2):
+    wanted = [f"receipts/{id_of(f)}" for f in reversed(made)]
+    while not set(wanted) <= set(names):
         page = await mayfly.http.get("/v1/receipts", params={"page_size": 2, "page_token": token})
         names += [r["name"] for r in page.json()["receipts"]]
         token = page.json()["nextPageToken"]
-    wanted = [f"receipts/{id_of(f)}" for f in reversed(made)]
-    ours = [n for n in names if n in wanted]
-    assert ours == wanted[: len(ours)]
-    assert ours
+        assert token or set(wanted) <= set(names), (wanted, names)
+    assert [n for n in names if n in wanted] == wanted
 
 
 async def test_many_that_end_at_once_are_all_reclaimed(mayfly: Door, on_cluster: bool) -> None:
     made = await asyncio.gather(*(mayfly.create(handler=HELLO, ttl="4s") for _ in range(25)))
     # A node ends its pods one after the other, and has just begun to start them.
     seconds = 90 if on_cluster else 20
-    receipts = await asyncio.gather(*(mayfly.receipt(f, seconds) for f in made))
-    assert all(r["verified"] for r in receipts)
+    await asyncio.gather(*(mayfly.verified_receipt(f, seconds) for f in made))
 
 
 async def test_the_janitor_knows_how_far_it_is_behind(mayfly: Door) -> None:

@@ -151,7 +151,7 @@ async def test_a_fork_bomb_is_contained(mayfly: Door, on_cluster: bool) -> None:
             assert answer.json()["stopped_after"] <= 32
         await recovers(mayfly, function)
         await mayfly.delete(function)
-    assert (await mayfly.receipt(function, 25))["verified"]
+    assert await mayfly.verified_receipt(function, 25)
 
 
 async def test_children_that_were_left_behind_end_with_the_function(mayfly: Door) -> None:
@@ -166,8 +166,7 @@ async def test_children_that_were_left_behind_end_with_the_function(mayfly: Door
     answer = await mayfly.call(function)
     assert answer.status_code == 200, answer.text
     await mayfly.delete(function)
-    receipt = await mayfly.receipt(function)
-    assert receipt["verified"]
+    receipt = await mayfly.verified_receipt(function)
     assert not receipt.get("residue")
 
 

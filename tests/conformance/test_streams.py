@@ -199,7 +199,7 @@ async def test_a_stream_outlasts_its_function_no_longer_than_it_must(mayfly: Doo
                     pass
         except httpx.RemoteProtocolError:
             pass
-    assert (await mayfly.receipt(function))["verified"]
+    assert await mayfly.verified_receipt(function)
 
 
 async def test_a_client_that_goes_away_is_noticed(mayfly: Door) -> None:

@@ -131,6 +131,21 @@ async def test_deadlines_that_coincide_share_a_call(
         assert len(deployer.batches) <= 5
 
 
+async def test_removals_that_wait_hold_up_nobody(
+    run_janitor: Run, deployer: TestOwner, eventually: Eventually
+) -> None:
+    deployer.hold_reclaim = asyncio.Event()
+    async with run_janitor(reclaim_calls=2, reclaim_busy="0.05s") as stub:
+        for n in range(5):
+            deployer.put(f"functions/f{n}", f"u{n}", 0.1)
+            # One call each, none of which is answered.
+            await eventually(lambda n=n: _true(deployer.reclaimed_at.get(f"u{n}")))
+        deployer.hold_reclaim.set()
+        for n in range(5):
+            await eventually(receipt(stub, f"f{n}"))
+    assert deployer.batches[:5] == [[f"u{n}"] for n in range(5)]
+
+
 async def test_what_cannot_be_removed_is_tried_again(
     run_janitor: Run, deployer: TestOwner, eventually: Eventually
 ) -> None:
