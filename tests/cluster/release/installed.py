@@ -371,8 +371,9 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--prefix", default="")
     chosen = parser.parse_args()
-    # From the start: whatever is half done is removed as well.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # From the start: whatever is half done is removed as well. A shell's background ignores SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with installed(
         chosen.driver, demo=chosen.demo, replicas=chosen.replicas, prefix=chosen.prefix
     ) as release:

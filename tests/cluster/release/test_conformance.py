@@ -20,6 +20,8 @@ UNDER_GVISOR = ("test_handlers.py", "test_isolation.py")
 def conformance(release: Release, arguments: Sequence[str]) -> None:
     """Run the suite as a process of its own: it knows no cluster, only a URL."""
     command = [sys.executable, "-m", "pytest", "-q", "--url", release.url]
+    # Most of a test's time is a pod's start, and much of that is waiting.
+    command += ["-n", "2", "--dist", "worksteal"]
     done = subprocess.run(
         [*command, "--driver", release.driver, "--durations", "10", *arguments],
         cwd=ROOT,
