@@ -45,8 +45,8 @@ def test_the_suite_passes(release: Release) -> None:
 def test_a_part_of_it_passes_under_gvisor(cluster: Cluster, release: Release) -> None:
     if "gvisor" not in cluster.kubectl("get", "runtimeclasses", "-o", "name"):
         pytest.skip("the cluster has no RuntimeClass gvisor")
-    release.upgrade(runtimeClassName="gvisor")
+    release.upgrade(functions={"runtimeClassName": "gvisor"})
     try:
         conformance(release, [f"tests/conformance/{name}" for name in UNDER_GVISOR])
     finally:
-        release.upgrade(runtimeClassName="")
+        release.upgrade(functions={"runtimeClassName": ""})

@@ -123,4 +123,8 @@ async def _all_arrived(door: Door, function: Json, count: int) -> None:
     async def begun() -> bool:
         return (await door.log_lines(function)).count("begun") >= count
 
-    await until(begun, 15, what=f"{count} requests with the function", every=0.2)
+    try:
+        await until(begun, 15, what=f"{count} requests with the function", every=0.2)
+    except AssertionError as error:
+        error.add_note(f"its log: {await door.log_lines(function)}")
+        raise

@@ -357,6 +357,8 @@ async def deploying() -> AsyncGenerator[None]:
 
 
 def _lets_go(kind: Kind, manifest: Manifest) -> bool:
-    """Whether what it made is found by its label, and is deleted for itself."""
-    template = manifest.get("spec", {}).get("template", {}).get("metadata", {})
-    return kind in _LETS_GO and names.UID in template.get("labels", {})
+    """Whether what it made is found by its labels, and is deleted for itself."""
+    template = manifest.get("spec", {}).get("template", {}).get("metadata", {}).get("labels", {})
+    own = manifest["metadata"]["labels"]
+    found_by = (names.INSTALLATION, names.UID)
+    return kind in _LETS_GO and all(template.get(name) == own.get(name) for name in found_by)
