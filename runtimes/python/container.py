@@ -96,7 +96,8 @@ def main() -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+            # A line in one piece, also where threads write at the same time.
+            stream.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")
     settings = read_settings(os.environ)
     open_files.limit(os.environ)
     os.environ.pop(_LISTEN_FD, None)

@@ -234,6 +234,24 @@ async def test_bytes_that_are_no_text_are_replaced(mayfly: Door) -> None:
     assert max(len(line) for line in text.splitlines()) <= 20_000
 
 
+async def test_what_requests_print_at_the_same_time_is_whole_lines(mayfly: Door) -> None:
+    code = (
+        "import threading\n"
+        "together = threading.Barrier(8)\n"
+        "def handler(event, ctx):\n"
+        "    together.wait(30)\n"
+        "    for _ in range(20):\n"
+        "        print('a line')\n"
+        "    return 1\n"
+    )
+    function = await mayfly.ready(handler=code, maxInstances=1)
+    answers = await asyncio.gather(*(mayfly.call(function) for _ in range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    text = await mayfly.log_holding(function, "(?:a line[^l]*){160}")
+    lines = [line for line in text.splitlines() if "line" in line or not line]
+    assert lines == ["a line"] * 160
+
+
 async def test_the_build_log_is_there(mayfly: Door) -> None:
     # Of a source that nobody has built before; its requirements may well be there already.
     code = f"{example('markdown.py')}\n# {mayfly.new_id()}\n"
