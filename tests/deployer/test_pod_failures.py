@@ -46,6 +46,13 @@ def test_one_that_starts_has_no_trouble():
     assert reason_of(pod({"running": {}}, was, conditions=[ready])) == ""
 
 
+def test_a_container_that_cannot_be_made_fails_unless_its_node_is_only_late():
+    reason = "CreateContainerConfigError"
+    assert reason_of(pod(waiting(reason, "container has runAsNonRoot and image will run as root")))
+    late = "failed to sync secret cache: timed out waiting for the condition"
+    assert reason_of(pod(waiting(reason, late))) == ""
+
+
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff"])
 def test_an_image_that_is_not_there_fails_at_once_another_registry_trouble_later(reason: str):
     assert reason_of(pod(waiting(reason, "x: not found"))) == "IMAGE_PULL_FAILED"

@@ -206,6 +206,8 @@ def test_images_of_the_pod_itself() -> None:
     # It is pulled again by itself, and may come then.
     assert waiting("ErrImagePull", "dial tcp: i/o timeout") is None
     assert waiting("CreateContainerConfigError").failure.reason == "BUILD_NOT_STARTED"
+    late = "failed to sync secret cache: timed out waiting for the condition"
+    assert waiting("CreateContainerConfigError", late) is None
 
 
 def test_a_pod_that_no_node_takes_waits() -> None:

@@ -38,6 +38,8 @@ _PULL_FOR_GOOD = re.compile(
     r"not found|denied|unauthorized|invalid|authorization failed|forbidden|40[134]", re.IGNORECASE
 )
 _CANNOT_CREATE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+# A busy kubelet has not seen the build's Secret yet, and tries again by itself.
+_NOT_YET = "timed out waiting for the condition"
 _TAKEN_AWAY = ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost")
 _KILLED = (137, 143)
 # What the executor may take to come up on a busy node.
@@ -176,7 +178,7 @@ def _pending(status: Manifest, container: Manifest) -> Outcome | None:
                 "check MAYFLY_KANIKO_IMAGE, and that the cluster may pull it",
             )
         )
-    if reason in _CANNOT_CREATE:
+    if reason in _CANNOT_CREATE and _NOT_YET not in message:
         return Failed(not_started(f"{reason}: {message}"))
     conditions: list[Manifest] = status.get("conditions") or []
     for condition in conditions:

@@ -18,6 +18,8 @@ FAILURE_PREFIX = "mayfly-failure: "
 LOG_TAIL = 50
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+# A busy kubelet has not seen a Secret or ConfigMap yet, and tries again by itself.
+_NOT_YET = "timed out waiting for the condition"
 _PULL_GRACE_SECONDS = 10.0
 _MARGIN, _SCRIPT_MARGIN = 3.0, 10.0  # seconds
 _LAST_SIGNAL = 64
@@ -94,7 +96,7 @@ def _container_trouble(
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL:
         return _pull_trouble(message, waited)
-    if reason in _CONFIG:
+    if reason in _CONFIG and _NOT_YET not in message:
         return Trouble(
             "INSTANCE_START_FAILED",
             f"its container cannot be started: {reason}: {message}",
