@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from libs.kube.containers import cannot_be_made
 from libs.kube.errors import Forbidden, Invalid, KubeError, NotFound, QuotaExceeded, Unavailable
 from services.builder.backends.kaniko.output import Output
 from services.builder.failures import BuildFailed
@@ -37,9 +38,6 @@ _PULL_WAITS = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _PULL_FOR_GOOD = re.compile(
     r"not found|denied|unauthorized|invalid|authorization failed|forbidden|40[134]", re.IGNORECASE
 )
-_CANNOT_CREATE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-# A busy kubelet has not seen the build's Secret yet, and tries again by itself.
-_NOT_YET = "timed out waiting for the condition"
 _TAKEN_AWAY = ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost")
 _KILLED = (137, 143)
 # What the executor may take to come up on a busy node.
@@ -178,7 +176,7 @@ def _pending(status: Manifest, container: Manifest) -> Outcome | None:
                 "check MAYFLY_KANIKO_IMAGE, and that the cluster may pull it",
             )
         )
-    if reason in _CANNOT_CREATE and _NOT_YET not in message:
+    if cannot_be_made(reason, message):
         return Failed(not_started(f"{reason}: {message}"))
     conditions: list[Manifest] = status.get("conditions") or []
     for condition in conditions:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from libs.kube.containers import cannot_be_made
 from libs.kube.errors import Forbidden, Invalid, KubeError, NotFound, QuotaExceeded
 from libs.kube.kinds import Manifest
 from services.deployer.drivers.base import DeployFailed, Workload
@@ -17,9 +18,6 @@ from services.deployer.drivers.cluster.settings import ClusterSettings
 FAILURE_PREFIX = "mayfly-failure: "
 LOG_TAIL = 50
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"})
-_CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-# A busy kubelet has not seen a Secret or ConfigMap yet, and tries again by itself.
-_NOT_YET = "timed out waiting for the condition"
 _PULL_GRACE_SECONDS = 10.0
 _MARGIN, _SCRIPT_MARGIN = 3.0, 10.0  # seconds
 _LAST_SIGNAL = 64
@@ -96,7 +94,7 @@ def _container_trouble(
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL:
         return _pull_trouble(message, waited)
-    if reason in _CONFIG and _NOT_YET not in message:
+    if cannot_be_made(reason, message):
         return Trouble(
             "INSTANCE_START_FAILED",
             f"its container cannot be started: {reason}: {message}",
