@@ -133,7 +133,7 @@ class Builds:
             return answer.build if answer.build.state == Build.STATE_SUCCEEDED else ended
         except grpc.aio.AioRpcError as error:
             if error.code() in _TRANSIENT:
-                raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
+                raise _unavailable(error) from error
             return _refused(error)
 
     async def _watch(
@@ -165,7 +165,7 @@ class Builds:
             except grpc.aio.AioRpcError as error:
                 tries += 1
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or tries > 3:
-                    raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
+                    raise _unavailable(error) from error
                 await asyncio.sleep(0.2 * tries)
 
     async def hold(self, build: str, uid: str, expire_time: datetime) -> bool:
@@ -179,7 +179,7 @@ class Builds:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
-            raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
+            raise _unavailable(error) from error
         return True
 
     async def lost_images(self, builds: Sequence[str]) -> Sequence[str]:
@@ -191,7 +191,7 @@ class Builds:
         try:
             answer = await self._stub.FindLostImages(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
+            raise _unavailable(error) from error
         return list(answer.lost)
 
     async def release(self, uid: str, build: str = "") -> ReleaseBuildResponse:
@@ -204,7 +204,7 @@ class Builds:
             try:
                 return await self._stub.ReleaseBuild(request, timeout=_CALL_SECONDS)
             except grpc.aio.AioRpcError as error:
-                raise BuilderUnavailable(f"{error.code().name}: {error.details()}") from error
+                raise _unavailable(error) from error
 
 
 def _step_events(step: BuildStep, asked: datetime, *, started: bool) -> list[Event]:
@@ -227,6 +227,10 @@ def _step_events(step: BuildStep, asked: datetime, *, started: bool) -> list[Eve
             )
         )
     return events
+
+
+def _unavailable(error: grpc.aio.AioRpcError) -> BuilderUnavailable:
+    return BuilderUnavailable(f"{error.code().name}: {error.details()}")
 
 
 def _refused(error: grpc.aio.AioRpcError) -> Build:
