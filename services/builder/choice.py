@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import structlog
 from mayfly.v1.build_pb2 import Artefact, Runtime
@@ -34,6 +35,8 @@ from services.builder.directories import remove
 from services.builder.failures import BuildFailed, retry_after
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T")
 
 # Who can remove what, by the names of backends. Layers and Kaniko share a repository.
 _KEEPERS: Mapping[str, Sequence[str]] = {
@@ -144,7 +147,7 @@ class Choice:
     async def present(self, artefact: Artefact) -> bool:
         """Whether all that an artefact needs is still there."""
         if artefact.image:
-            if self.images is not None and not self.images.is_ours(artefact.image):
+            if not self._is_ours(artefact):
                 return True
             keepers = self._named(_IMAGES)[:1]
         elif artefact.directory:
@@ -170,18 +173,12 @@ class Choice:
         ours = [
             build
             for build in builds
-            if build.artefact is not None
-            and build.artefact.image
-            and (self.images is None or self.images.is_ours(build.artefact.image))
+            if build.artefact is not None and build.artefact.image and self._is_ours(build.artefact)
         ]
         keepers = self._named(_IMAGES)[:1]
         if not ours or not keepers:
             return frozenset()
-        try:
-            async with asyncio.timeout(_REMOVE_SECONDS):
-                return frozenset(await keepers[0].lost(ours))
-        except TimeoutError as error:
-            raise BuildFailed("UNAVAILABLE", _no_answer(keepers[0]), "try again") from error
+        return frozenset(await _seen(keepers[0], keepers[0].lost(ours)))
 
     async def remove(self, builds: Sequence[Made]) -> dict[str, str]:
         """Remove all that builds made or left; by uid, why something could not be."""
@@ -195,7 +192,7 @@ class Choice:
 
     async def look(self) -> World:
         """Look at all that builds left anywhere. Raises `BuildFailed` where it cannot be seen."""
-        worlds = [await _seen(backend) for backend in self.backends]
+        worlds = [await _seen(backend, backend.look()) for backend in self.backends]
         worlds.append(await self.local.look())
         things = {(thing.type, thing.id): thing for world in worlds for thing in world.things}
         looked_at = dict.fromkeys(said for world in worlds for said in world.looked_at)
@@ -226,7 +223,7 @@ class Choice:
         if artefact is None or not artefact.image:
             directory = artefact.directory if artefact else ""
             return Thing(ARTEFACT, directory or f"builds/{build.id}", build.id, build.uid)
-        if self.images is not None and not self.images.is_ours(artefact.image):
+        if not self._is_ours(artefact):
             return None
         return Thing(IMAGE, artefact.image, build.id, build.uid)
 
@@ -236,14 +233,17 @@ class Choice:
     def _named(self, names: Sequence[str]) -> list[Backend]:
         return [backend for backend in self.backends if backend.name in names]
 
+    def _is_ours(self, artefact: Artefact) -> bool:
+        """Whether an image was made here, and not given by somebody."""
+        return self.images is None or self.images.is_ours(artefact.image)
+
     def _keeps(self, backend: Backend, build: Made) -> bool:
         """Whether a backend removes what a build made or left."""
         if build.artefact is None:
             return True  # it ended early: whoever began it may have left things
         if build.artefact.image:
             # What built it left nothing else, or the sweep finds it.
-            ours = self.images is None or self.images.is_ours(build.artefact.image)
-            return ours and backend in self._named(_IMAGES)[:1]
+            return self._is_ours(build.artefact) and backend in self._named(_IMAGES)[:1]
         return backend.name not in _IMAGES
 
     def _way_on(self) -> str:
@@ -258,10 +258,10 @@ class Choice:
             raise OSError("; ".join(failed.values()))
 
 
-async def _seen(backend: Backend) -> World:
+async def _seen(backend: Backend, looking: Awaitable[_T]) -> _T:
     try:
         async with asyncio.timeout(_REMOVE_SECONDS):
-            return await backend.look()
+            return await looking
     except TimeoutError as error:
         raise BuildFailed("UNAVAILABLE", _no_answer(backend), "try again") from error
 

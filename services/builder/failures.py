@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from grpc import StatusCode
 from mayfly.v1.source_pb2 import Failure, Stage
+
+from libs.rpc.errors import MayflyError, reason_value
 
 # Reasons that say nothing about the source: the next CreateBuild tries again.
 _TRANSIENT = frozenset(
@@ -70,6 +75,20 @@ class BuildFailed(Exception):
 
 class ClaimLost(Exception):
     """Another worker does this build now, or nobody wants it any more."""
+
+
+@contextmanager
+def looking() -> Generator[None]:
+    """Have a look that fails be UNAVAILABLE: what was not looked at is not known to be gone."""
+    try:
+        yield
+    except BuildFailed as error:
+        raise MayflyError(
+            reason_value(error.reason),
+            error.message,
+            fix=error.fix,
+            code=StatusCode.UNAVAILABLE,
+        ) from error
 
 
 def retry_after(reason: str) -> timedelta | None:

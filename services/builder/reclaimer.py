@@ -8,7 +8,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from grpc import StatusCode
 from mayfly.v1.reclaimer_pb2 import (
     Deadline,
     ListResourcesRequest,
@@ -23,12 +22,11 @@ from mayfly.v1.reclaimer_pb2 import (
 )
 from mayfly.v1.reclaimer_pb2_grpc import ReclaimerServiceServicer
 
-from libs.rpc.errors import MayflyError, reason_value
 from libs.store import Record, StoreUnavailable
 from services.builder.backends.base import ARTEFACT, ENVIRONMENT, IMAGE, Thing, World
 from services.builder.changes import Changes
 from services.builder.choice import Choice
-from services.builder.failures import BuildFailed
+from services.builder.failures import looking
 from services.builder.ledger import Ledger
 from services.builder.removal import Removal
 from services.builder.view import PREFIX, made_of, timestamp
@@ -212,16 +210,8 @@ class ReclaimerService(ReclaimerServiceServicer):
         return outcomes
 
     async def _look(self) -> World:
-        try:
+        with looking():
             return await self._choice.look()
-        except BuildFailed as error:
-            # What was not looked at is not known to be gone.
-            raise MayflyError(
-                reason_value(error.reason),
-                error.message,
-                fix=error.fix,
-                code=StatusCode.UNAVAILABLE,
-            ) from error
 
 
 def deadline_of(row: Record) -> Deadline:

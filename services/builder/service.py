@@ -9,7 +9,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from grpc import StatusCode
 from mayfly.v1.build_pb2 import (
     Build,
     CreateBuildRequest,
@@ -42,7 +41,7 @@ from services.builder.changes import Changes
 from services.builder.choice import Choice
 from services.builder.config import Settings
 from services.builder.digest import build_id
-from services.builder.failures import BuildFailed
+from services.builder.failures import BuildFailed, looking
 from services.builder.paging import from_token, page_size, to_token
 from services.builder.removal import Removal
 from services.builder.view import PREFIX, build_of, is_over, timestamp
@@ -177,16 +176,8 @@ class BuildService(BuildServiceServicer):
         made = await self._builds.made([_id(name) for name in request.names])
         # Whoever asks runs what it made once: it failed when it was to be made again.
         failed = {each.uid for each in made if each.artefact is None}
-        try:
+        with looking():
             lost = failed | await self._choice.lost(made)
-        except BuildFailed as error:
-            # What was not looked at is not known to be gone.
-            raise MayflyError(
-                reason_value(error.reason),
-                error.message,
-                fix=error.fix,
-                code=StatusCode.UNAVAILABLE,
-            ) from error
         return FindLostImagesResponse(lost=[PREFIX + each.id for each in made if each.uid in lost])
 
     async def _refuse(self, runtime: str, kind: Kind, source: bytes) -> None:
