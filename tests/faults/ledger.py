@@ -199,13 +199,7 @@ class Ledger:
             error.add_note(await self._story(promise))
             raise
         named = {"name": f"functions/{promise.function_id}", "uid": promise.uid}
-
-        async def verified() -> bool:
-            # Written at once, and verified as soon as all owners can be asked.
-            return bool((await self._door.receipt(named, RECLAIM_SECONDS)).get("verified"))
-
-        what = f"a verified receipt of {promise.function_id}"
-        await until(verified, RECLAIM_SECONDS, what=what, every=0.1)
+        await self._door.verified_receipt(named, RECLAIM_SECONDS)
         promise.settled = True
 
     async def _check_living(self, promise: Promise, function: Json) -> None:

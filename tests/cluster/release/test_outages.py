@@ -92,8 +92,7 @@ async def test_the_api_server_is_away(site: Site, door: Door) -> None:
         function = await reached(door, early, "READY", 60)
         assert (await door.call(function)).text == id_of(function)
     tally.check()
-    receipt = await door.receipt(ending, RECLAIM_SECONDS)
-    assert receipt["verified"] or await _verified(door, ending)
+    await door.verified_receipt(ending, RECLAIM_SECONDS)
     wanted = f"{site.label},mayfly.dev/uid={ending['uid']}"
     await asyncio.to_thread(
         wait_gone, lambda: site.looker.everything(wanted), RECLAIM_SECONDS, "of an ended function"
@@ -201,10 +200,3 @@ async def test_what_a_build_needs_stays_away(site: Site, door: Door, what: str) 
 
     await asyncio.to_thread(wait_gone, left, RECLAIM_SECONDS, f"after the {what} was away")
     assert (await door.ready(**next(iter(sources(site).values()))))["uid"]
-
-
-async def _verified(door: Door, function: Json) -> bool:
-    async def probe() -> bool:
-        return bool((await door.receipt(function, RECLAIM_SECONDS)).get("verified"))
-
-    return await until(probe, RECLAIM_SECONDS, what="a verified receipt", every=0.3)
