@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,6 +308,24 @@ async def test_a_registry_that_is_away_is_tried_until_the_deadline_and_then_name
     assert build.failure.reason == "REGISTRY_UNREACHABLE", build.failure
     assert address in build.failure.message
     assert any("trying again" in line for line in build.failure.log_tail)
+
+
+async def test_first_images_of_a_repository_come_many_at_once(
+    layering: Callable[..., Settings],
+) -> None:
+    """Registries on files do not write at once what a repository has: pushes see it half done."""
+    async with AsyncExitStack() as stack:
+        replicas = [await stack.enter_async_context(running(layering())) for _ in range(4)]
+        builds = await asyncio.gather(
+            *(
+                replica.create(
+                    handler=handler_with(more=f"# {number}, {name}\n"), uid=f"{name}{number}"
+                )
+                for name, replica in enumerate(replicas)
+                for number in range(4)
+            )
+        )
+    assert [build.failure for build in builds if build.state != Build.STATE_SUCCEEDED] == []
 
 
 async def test_a_removed_image_leaves_that_of_another_build_with_its_layers(

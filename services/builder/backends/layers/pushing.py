@@ -7,11 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
 from libs.registry import NotFound, RegistryError, Repository, digest_of
 from services.builder.backends.layers.base import BaseImages, missing
 from services.builder.backends.layers.image import Base, Descriptor, Image
 
 _AT_ONCE = 4
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,18 @@ class Pusher:
     ) -> None:
         """Push; the tag is there when this returns. Raises `BuildFailed`, `RegistryError`."""
         repository = self._repository.telling(say)
-        try:
-            await self._once(repository, image, tag, base, layers)
-        except RegistryError as error:
-            # The registry has been cleaned up meanwhile: what was there is looked for again.
-            if "BLOB_UNKNOWN" not in str(error) or not self._there:
-                raise
+
+        def look_again(state: RetryCallState) -> None:
             self._there.clear()
-            await self._once(repository, image, tag, base, layers)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_of_blobs),
+            wait=wait_exponential_jitter(multiplier=0.1, jitter=0.2),
+            stop=stop_after_attempt(_TRIES),
+            before_sleep=look_again,
+            reraise=True,
+        )
+        await retrying(self._once, repository, image, tag, base, layers)
 
     async def _once(
         self, repository: Repository, image: Image, tag: str, base: Base, layers: list[Own]
@@ -95,3 +108,12 @@ class Pusher:
             layer.digest, layer.mounted_from.name
         ):
             raise RegistryError(f"BLOB_UNKNOWN: {layer.digest} of {layer.mounted_from.name}")
+
+
+def _is_of_blobs(error: BaseException) -> bool:
+    """Whether a registry lacks blobs that it had: it was cleaned up, or another push of the same
+    blob to the same repository is being written down right now (DIGEST_INVALID of a manifest).
+    """
+    return isinstance(error, RegistryError) and any(
+        code in str(error) for code in ("BLOB_UNKNOWN", "DIGEST_INVALID")
+    )
