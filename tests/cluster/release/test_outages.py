@@ -45,14 +45,18 @@ async def for_seconds(begin: float, seconds: float, probe: Callable[[], Awaitabl
 
 
 async def reached(door: Door, function: Json, state: str, seconds: float) -> Json:
-    """Wait until a function is in a state; another settled one is an error."""
+    """Wait until a function is in a state; another settled one is an error.
+
+    One that is idle already was READY.
+    """
+    wanted = {"READY", "IDLE"} if state == "READY" else {state}
 
     async def probe() -> Json | None:
         found = await door.get(function)
         now = state_of(found)
         going = now in {"PENDING", "BUILDING", "DEPLOYING"}
-        assert now == state or going, found.get("failure", found)
-        return found if now == state else None
+        assert now in wanted or going, found.get("failure", found)
+        return found if now in wanted else None
 
     return await until(probe, seconds, what=f"{id_of(function)} {state}", every=0.2)
 
