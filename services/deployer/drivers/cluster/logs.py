@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from libs.kube.errors import Invalid, KubeError, NotFound
-from libs.kube.kinds import Manifest
+from libs.kube.kinds import POD, Manifest
 from services.deployer.drivers.base import LogLine
 from services.deployer.drivers.cluster import names, pods
 from services.deployer.drivers.cluster.failures import FAILURE_PREFIX
@@ -88,6 +88,15 @@ class LogStreams:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _goes_on(self, pod: Manifest, name: str, key: tuple[str, str, int]) -> bool:
+        """Whether a container that was followed still runs, as far as is known."""
+        now = self._world.one(POD, pod["metadata"]["name"])
+        return (
+            now is not None
+            and (now["metadata"]["uid"], name, pods.restarts(now, name)) == key
+            and pods.started_at(now, name) is not None
+        )
+
     async def _stream(self, pod: Manifest, name: str, key: tuple[str, str, int]) -> None:
         reader = _Reader(self._world, pod, name, self._began - _LOOK_BACK, self._tell)
         least, most = _AGAIN_SECONDS
@@ -96,7 +105,9 @@ class LogStreams:
             while True:
                 try:
                     await reader.read()
-                    break
+                    if not self._goes_on(pod, name, key):
+                        break
+                    # Whoever passes the lines on ended: a kubelet or API server that restarts.
                 except NotFound:
                     break
                 except Invalid as error:  # not started after all, or its node has let go of it
