@@ -45,18 +45,18 @@ def parse(text: str) -> Address:
         if len(path.encode()) > MAX_SOCKET_PATH:
             raise ValueError(f"{text!r}: longer than the {MAX_SOCKET_PATH} bytes a socket may have")
         return Address(path=path)
+    return _tcp(text, "unix:/path or host:port")
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return the two of "host:port" or "[ipv6]:port". Raises `ValueError` with what is wrong."""
+    address = _tcp(text, "host:port, as in 127.0.0.1:8080")
+    return address.host, address.port
+
+
+def _tcp(text: str, wanted: str) -> Address:
     host, separator, port = text.removeprefix("tcp:").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{text!r}: must be unix:/path or host:port")
+        raise ValueError(f"{text!r}: must be {wanted}")
     return Address(host=host, port=int(port))
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """Split "host:port" or "[ipv6]:port". Raises `ValueError` that says what is wrong."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host:
-        raise ValueError(f"{address!r} is not host:port, as in 127.0.0.1:8080")
-    if not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError(f"the port {port!r} is not a number from 0 to 65535")
-    return host.strip("[]"), int(port)

@@ -17,8 +17,15 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from libs.rpc.addresses import host_and_port
-from libs.rpc.durations import Duration
+from libs.settings.addresses import (
+    DatabaseUrl,
+    OptionalHostAndPort,
+    OptionalServiceAddress,
+    OptionalUrl,
+    ServiceAddress,
+)
+from libs.settings.durations import Duration
+from libs.settings.logging import LogLevel
 
 MIB = 1024 * 1024
 # What each backend cannot do without; of names in one tuple, any.
@@ -36,7 +43,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MAYFLY_", extra="ignore")
 
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         description="PostgreSQL, as postgresql://user@host/database. The builder uses the schema "
         "`builder` in it."
     )
@@ -50,21 +57,21 @@ class Settings(BaseSettings):
         description="Directory below which `builds/` is made, on a file system that the functions' "
         "driver sees. Replicas of one machine share it.",
     )
-    builder_listen: str = Field(
+    builder_listen: ServiceAddress = Field(
         default="127.0.0.1:7001",
         description="Where BuildService and ReclaimerService listen: unix:/path or host:port.",
     )
-    deployer_address: str = Field(
+    deployer_address: OptionalServiceAddress = Field(
         default="127.0.0.1:7002",
         description="Where spans go: the deployer keeps those of functions. Empty: nowhere.",
     )
-    otlp_endpoint: str = Field(
+    otlp_endpoint: OptionalHostAndPort = Field(
         default="", description="An OTLP/gRPC collector of one's own, host:port. Empty: none."
     )
-    builder_metrics_listen: str = Field(
+    builder_metrics_listen: OptionalHostAndPort = Field(
         default="", description="Where Prometheus metrics are served, host:port. Empty: nowhere."
     )
-    log_level: str = Field(default="INFO", description="The lowest level that is logged.")
+    log_level: LogLevel = Field(default="INFO", description="The lowest level that is logged.")
     replica: str = Field(
         default="",
         description="This replica's name, the same after a restart: it takes its own builds up "
@@ -208,7 +215,7 @@ class Settings(BaseSettings):
     s3_bucket: str = Field(
         default="", description="Bucket for what such pods build from, removed with the pod."
     )
-    s3_endpoint_url: str = Field(
+    s3_endpoint_url: OptionalUrl = Field(
         default="", description="Address of an S3-compatible storage. Empty: AWS."
     )
     s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
@@ -292,27 +299,6 @@ class Settings(BaseSettings):
     def _is_a_file(cls, value: str) -> str:
         if value and not os.path.isabs(value):
             raise ValueError("must be an absolute path")
-        return value
-
-    @field_validator("s3_endpoint_url")
-    @classmethod
-    def _is_a_url(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with https:// or http://")
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _is_postgresql(cls, value: str) -> str:
-        if not value.startswith(("postgresql://", "postgres://")):
-            raise ValueError("must begin with postgresql://")
-        return value
-
-    @field_validator("builder_listen")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        if not value.startswith("unix:"):
-            host_and_port(value)
         return value
 
     @field_validator("data_dir")

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from libs.rpc.addresses import host_and_port
+from libs.settings.addresses import (
+    DatabaseUrl,
+    HostAndPort,
+    OptionalHostAndPort,
+    OptionalServiceAddress,
+    OptionalUrl,
+    ServiceAddress,
+)
+from libs.settings.durations import Duration
+from libs.settings.logging import LogLevel
 
 MIB = 1024 * 1024
-_LENGTH = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
-def _length(value: object) -> object:
-    """Read "24h", "1h30m", "90s" or a number of seconds."""
-    if not isinstance(value, str):
-        return value
-    match = _LENGTH.fullmatch(value.strip())
-    if match is None or not any(match.groups()):
-        return value  # ISO 8601, which pydantic reads, or an error that it words
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
-
-
-Length = Annotated[timedelta, BeforeValidator(_length)]
 
 
 class Settings(BaseSettings):
@@ -36,27 +30,27 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MAYFLY_", frozen=True)
 
-    database_url: str
+    database_url: DatabaseUrl
     """The PostgreSQL that keeps functions; the schema "deployer" is made in it."""
-    database_wait: Length = Field(timedelta(seconds=10), ge=timedelta(0))
+    database_wait: Duration = Field(timedelta(seconds=10), ge=timedelta(0))
     """How long a PostgreSQL that does not answer is awaited at the start."""
     data_dir: Path = Path("/var/lib/mayfly")
     """Where the process driver keeps its sockets and directories; one machine's own."""
-    deployer_listen: str = "127.0.0.1:7002"
+    deployer_listen: ServiceAddress = "127.0.0.1:7002"
     """The gRPC address: "host:port" or "unix:/path"."""
-    deployer_address: str = ""
+    deployer_address: OptionalServiceAddress = ""
     """Where this service reaches itself to keep its own spans; empty: where it listens."""
-    builder_address: str = "127.0.0.1:7001"
+    builder_address: ServiceAddress = "127.0.0.1:7001"
     """Where the builder is reached."""
-    listen: str = "127.0.0.1:8080"
+    listen: HostAndPort = "127.0.0.1:8080"
     """The gateway's public host:port; functions may connect to it, to call each other."""
-    public_url: str = ""
+    public_url: OptionalUrl = ""
     """What functions' URLs begin with; empty: http://localhost and the port of `listen`."""
-    otlp_endpoint: str = ""
+    otlp_endpoint: OptionalHostAndPort = ""
     """A collector that gets all spans too ("host:port"); empty: only the embedded sink does."""
-    deployer_metrics_listen: str = ""
+    deployer_metrics_listen: OptionalHostAndPort = ""
     """Where Prometheus reads metrics ("host:port"); empty: nowhere."""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: LogLevel = "INFO"
     """The least important log lines that are written."""
 
     driver: Literal["process", "knative", "deployment"] = "process"
@@ -74,7 +68,7 @@ class Settings(BaseSettings):
     """Secrets in that namespace with which images are pulled, separated by commas."""
     cluster_domain: str = "cluster.local"
     """The DNS domain of the cluster's Services."""
-    knative_ingress: str = "kourier-internal.kourier-system.svc.cluster.local:80"
+    knative_ingress: HostAndPort = "kourier-internal.kourier-system.svc.cluster.local:80"
     """Where Knative's ingress takes requests from inside the cluster, "host:port"."""
     python_image: str = ""
     """Image with python and uv, for functions that run without an image of their own."""
@@ -88,13 +82,13 @@ class Settings(BaseSettings):
     """This replica's name, the same after a restart: it takes its own claims up again at once.
     Empty: the host's name and the address it listens on."""
 
-    default_ttl: Length = Field(timedelta(minutes=10), gt=timedelta(0))
+    default_ttl: Duration = Field(timedelta(minutes=10), gt=timedelta(0))
     """The lease of a function that asks for none: long enough to try something."""
-    max_ttl: Length = Field(timedelta(hours=24), gt=timedelta(0))
+    max_ttl: Duration = Field(timedelta(hours=24), gt=timedelta(0))
     """The longest lease. Ephemeral means that somebody has to renew it once a day."""
-    default_timeout: Length = Field(timedelta(seconds=60), gt=timedelta(0))
+    default_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta(0))
     """How long a request may take until its response starts, where the function does not say."""
-    max_timeout: Length = Field(timedelta(hours=1), gt=timedelta(0))
+    max_timeout: Duration = Field(timedelta(hours=1), gt=timedelta(0))
     """The longest such time."""
     max_source_bytes: int = Field(10 * MIB, gt=0)
     """Bytes of one source; larger ones belong into an archive's requirements or an image."""
@@ -123,18 +117,18 @@ class Settings(BaseSettings):
     """Requests that one instance serves at a time, where the function does not say."""
     default_max_instances: int = Field(4, gt=0)
     """Instances at most, where the function does not say."""
-    start_timeout: Length = Field(timedelta(seconds=30), gt=timedelta(0))
+    start_timeout: Duration = Field(timedelta(seconds=30), gt=timedelta(0))
     """How long a script may take until it listens."""
-    idle_stop: Length = Field(timedelta(seconds=60), gt=timedelta(0))
+    idle_stop: Duration = Field(timedelta(seconds=60), gt=timedelta(0))
     """How long an unused instance stays; longer than the gateway keeps unused connections."""
 
-    tombstone_retention: Length = Field(timedelta(hours=24), ge=timedelta(0))
+    tombstone_retention: Duration = Field(timedelta(hours=24), ge=timedelta(0))
     """How long events, last logs and the trace of an ended function can be read."""
-    claim: Length = Field(timedelta(seconds=15), gt=timedelta(0))
+    claim: Duration = Field(timedelta(seconds=15), gt=timedelta(0))
     """How long a replica may be silent before others take over what it works on."""
-    idle_grace: Length = Field(timedelta(seconds=3), ge=timedelta(0))
+    idle_grace: Duration = Field(timedelta(seconds=3), ge=timedelta(0))
     """After a start nothing ends for being idle until gateways had this time to report."""
-    image_look: Length = Field(timedelta(seconds=30), ge=timedelta(0))
+    image_look: Duration = Field(timedelta(seconds=30), ge=timedelta(0))
     """How often it is looked whether functions' images are still in the registry (one listing of
     its tags); one that somebody has removed is built again. 0: never."""
     concurrent_steps: int = Field(64, gt=0)
@@ -149,24 +143,11 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("public_url")
-    @classmethod
-    def _is_url(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("has to begin with http:// or https://")
-        return value.rstrip("/")
-
     @model_validator(mode="after")
     def _has_an_image(self) -> Settings:
         if self.driver == "deployment" and not self.python_image:
             raise ValueError("the driver deployment needs MAYFLY_PYTHON_IMAGE")
         return self
-
-    @field_validator("listen", "knative_ingress")
-    @classmethod
-    def _is_address(cls, value: str) -> str:
-        host_and_port(value)
-        return value
 
     @property
     def public_port(self) -> int:

@@ -10,8 +10,15 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from libs.rpc.addresses import MAX_SOCKET_PATH, Address, parse
-from libs.rpc.durations import Duration
+from libs.rpc.addresses import MAX_SOCKET_PATH, Address
+from libs.settings.addresses import (
+    HostAndPort,
+    OptionalHostAndPort,
+    OptionalUrl,
+    ServiceAddress,
+)
+from libs.settings.durations import Duration
+from libs.settings.logging import LogLevel
 from services.gateway.tls import check_certificate, check_key
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
@@ -23,7 +30,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MAYFLY_", extra="ignore")
 
-    listen: str = Field(
+    listen: HostAndPort = Field(
         default="127.0.0.1:8080",
         description="The public host:port: HTTP/1.1, HTTP/2, gRPC and gRPC-Web. Port 0 picks one.",
     )
@@ -31,19 +38,19 @@ class Settings(BaseSettings):
         default=Path("/var/lib/mayfly"),
         description="Envoy's configuration and the gateway's own sockets go to `gateway/` in it.",
     )
-    deployer_address: str = Field(
+    deployer_address: ServiceAddress = Field(
         default="127.0.0.1:7002",
         description="Where FunctionService and RouteService are reached: unix:/path or host:port.",
     )
-    builder_address: str = Field(
+    builder_address: ServiceAddress = Field(
         default="127.0.0.1:7001",
         description="Where BuildService is reached: unix:/path or host:port.",
     )
-    janitor_address: str = Field(
+    janitor_address: ServiceAddress = Field(
         default="127.0.0.1:7003",
         description="Where JanitorService is reached: unix:/path or host:port.",
     )
-    public_url: str = Field(
+    public_url: OptionalUrl = Field(
         default="",
         description="The URL that people reach this gateway at, for the index and the OpenAPI "
         "document. Empty: http://localhost (https with a certificate) and the port of `listen`.",
@@ -118,32 +125,18 @@ class Settings(BaseSettings):
         description="Seconds that the gateway goes on to take connections when it is told to stop, "
         "while it says that it is not ready: as long as load balancers need to notice.",
     )
-    otlp_endpoint: str = Field(
+    otlp_endpoint: OptionalHostAndPort = Field(
         default="", description="An OTLP/gRPC collector of one's own, host:port. Empty: none."
     )
-    gateway_metrics_listen: str = Field(
+    gateway_metrics_listen: OptionalHostAndPort = Field(
         default="", description="Where Prometheus metrics are served, host:port. Empty: nowhere."
     )
-    gateway_health_listen: str = Field(
+    gateway_health_listen: OptionalHostAndPort = Field(
         default="",
         description="Where grpc.health.v1 is served for probes, host:port: services `liveness`, "
         "and `readiness` or none. Empty: nowhere.",
     )
-    log_level: str = Field(default="INFO", description="The lowest level that is logged.")
-
-    @field_validator("listen")
-    @classmethod
-    def _is_host_and_port(cls, value: str) -> str:
-        if parse(value).path:
-            raise ValueError("must be host:port")
-        return value
-
-    @field_validator("gateway_health_listen")
-    @classmethod
-    def _is_empty_or_host_and_port(cls, value: str) -> str:
-        if value and parse(value).path:
-            raise ValueError("must be host:port")
-        return value
+    log_level: LogLevel = Field(default="INFO", description="The lowest level that is logged.")
 
     @field_validator("tls_certificate")
     @classmethod
@@ -164,12 +157,6 @@ class Settings(BaseSettings):
             check_key(Path(value), Path(certificate))
         return value
 
-    @field_validator("deployer_address", "builder_address", "janitor_address")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        parse(value)
-        return value
-
     @field_validator("domain")
     @classmethod
     def _are_domains(cls, value: str) -> str:
@@ -188,13 +175,6 @@ class Settings(BaseSettings):
                 "use a shorter path"
             )
         return absolute
-
-    @field_validator("public_url")
-    @classmethod
-    def _is_a_url(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        return value.rstrip("/")
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from libs.rpc.addresses import parse
-from libs.rpc.durations import Duration
+from libs.settings.addresses import DatabaseUrl, OptionalHostAndPort, ServiceAddress
+from libs.settings.durations import Duration
+from libs.settings.logging import LogLevel
 
 
 class Settings(BaseSettings):
@@ -16,11 +17,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MAYFLY_", extra="ignore")
 
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         description="PostgreSQL, as postgresql://user@host/database. The janitor uses the schema "
         "`janitor` in it, for receipts and sweeps."
     )
-    janitor_listen: str = Field(
+    janitor_listen: ServiceAddress = Field(
         default="127.0.0.1:7003",
         description="Where JanitorService listens: unix:/path or host:port.",
     )
@@ -29,27 +30,27 @@ class Settings(BaseSettings):
         ge=timedelta(0),
         description="Seconds that a PostgreSQL that does not answer is awaited at the start.",
     )
-    deployer_address: str = Field(
+    deployer_address: ServiceAddress = Field(
         default="127.0.0.1:7002",
         description="Where the deployer, owner of functions, is reached. Spans go there as well.",
     )
-    builder_address: str = Field(
+    builder_address: ServiceAddress = Field(
         default="127.0.0.1:7001",
         description="Where the builder, owner of builds, is reached.",
     )
-    owners: dict[str, str] = Field(
+    owners: dict[str, ServiceAddress] = Field(
         default={},
         description="Further owners of things that end, as a JSON object of name to address. A new "
         "kind of thing that expires is a new ReclaimerService named here.",
     )
-    otlp_endpoint: str = Field(
+    otlp_endpoint: OptionalHostAndPort = Field(
         default="", description="An OTLP/gRPC collector of one's own, host:port. Empty: none."
     )
-    janitor_metrics_listen: str = Field(
+    janitor_metrics_listen: OptionalHostAndPort = Field(
         default="",
         description="Where Prometheus metrics are served, host:port. Empty: nowhere.",
     )
-    log_level: str = Field(default="INFO", description="The lowest level that is logged.")
+    log_level: LogLevel = Field(default="INFO", description="The lowest level that is logged.")
 
     reclaim_batch: int = Field(
         default=500,
@@ -109,26 +110,6 @@ class Settings(BaseSettings):
         gt=timedelta(0),
         description="Seconds that a receipt is kept after everything was removed.",
     )
-
-    @field_validator("database_url")
-    @classmethod
-    def _is_postgresql(cls, value: str) -> str:
-        if not value.startswith(("postgresql://", "postgres://")):
-            raise ValueError("must begin with postgresql://")
-        return value
-
-    @field_validator("deployer_address", "builder_address", "janitor_listen")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        parse(value)
-        return value
-
-    @field_validator("owners")
-    @classmethod
-    def _are_addresses(cls, value: dict[str, str]) -> dict[str, str]:
-        for address in value.values():
-            parse(address)
-        return value
 
     def all_owners(self) -> dict[str, str]:
         """Every owner's name and address."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from libs.rpc.addresses import host_and_port
+from libs.settings.addresses import HostAndPort, OptionalDatabaseUrl, OptionalUrl
+from libs.settings.logging import LogLevel
 
 
 def default_data_dir() -> Path:
@@ -27,7 +28,7 @@ class StandaloneSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MAYFLY_")
 
-    listen: str = Field(
+    listen: HostAndPort = Field(
         default="127.0.0.1:8080",
         description="host:port of the one public port; loopback, because whoever reaches it "
         "may run code here",
@@ -36,26 +37,20 @@ class StandaloneSettings(BaseSettings):
         default_factory=default_data_dir,
         description="directory of everything that outlives a restart; one instance at a time",
     )
-    public_url: str = Field(
+    public_url: OptionalUrl = Field(
         default="",
         description="what functions' URLs begin with; empty: http://localhost and the port of "
         "`listen`",
     )
-    database_url: str = Field(
+    database_url: OptionalDatabaseUrl = Field(
         default="",
         description="postgresql:// of a database that runs; empty starts an embedded one",
     )
-    log_level: str = Field(
+    log_level: LogLevel = Field(
         default="WARNING",
         description="DEBUG, INFO, WARNING or ERROR; higher than a service's own default, because "
         "four of them share one terminal",
     )
-
-    @field_validator("listen")
-    @classmethod
-    def _listen_is_an_address(cls, value: str) -> str:
-        host_and_port(value)
-        return value
 
     @field_validator("data_dir")
     @classmethod
@@ -65,10 +60,3 @@ class StandaloneSettings(BaseSettings):
         if len(os.fsencode(absolute)) > 47:
             raise ValueError("the path is too long for unix sockets below it: at most 47 bytes")
         return absolute
-
-    @field_validator("log_level")
-    @classmethod
-    def _log_level_exists(cls, value: str) -> str:
-        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
-        return value.upper()

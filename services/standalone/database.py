@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.rpc.addresses import host_and_port
 from libs.rpc.process import load, run
+from libs.settings.addresses import HostAndPort
 from services.standalone.postgres import EmbeddedPostgres, Listen
 
 
@@ -22,15 +23,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MAYFLY_")
 
     database_dir: Path = Field(description="Directory of its files, its own.")
-    database_listen: str = Field(description="host:port; 0.0.0.0 is every interface.")
+    database_listen: HostAndPort = Field(description="host:port; 0.0.0.0 is every interface.")
     database_user: str = Field(default="mayfly", description="Its one account.")
     database_password: str = Field(min_length=1, description="What the account is asked for.")
-
-    @field_validator("database_listen")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        host_and_port(value)
-        return value
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

@@ -15,8 +15,8 @@ import structlog
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from libs.rpc.durations import Duration
 from libs.rpc.process import StartError, load, run
+from libs.settings.durations import Duration
 from libs.store import StoreUnavailable
 from libs.store.database import until_answers
 from libs.store.migrate import upgrade

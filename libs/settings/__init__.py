@@ -1,0 +1,1 @@
+"""What settings of several services have in common."""
