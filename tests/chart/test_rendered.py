@@ -126,6 +126,25 @@ def test_functions_reach_no_private_network(objects: list[Manifest]) -> None:
             assert rule["to"], "a rule without `to` allows everything"
 
 
+@pytest.mark.parametrize("internet", [True, False])
+@pytest.mark.parametrize("names", [["example.com"], []])
+def test_names_or_nothing_are_all_that_functions_reach_outside(
+    render: Render, internet: bool, names: list[str]
+) -> None:
+    """Where one policy allows something, Cilium allows it, whatever the other says."""
+    objects = render(
+        networkPolicy={"functions": {"internet": internet}},
+        ciliumNetworkPolicy={"enabled": True, "allowedFQDNs": names},
+    )
+    opened = {
+        kind
+        for kind in ("NetworkPolicy", "CiliumNetworkPolicy")
+        if "0.0.0.0/0" in str(named(objects, kind, "rel-mayfly-functions")["spec"])
+    }
+    everything = {"NetworkPolicy", "CiliumNetworkPolicy"}
+    assert opened == (everything if internet and not names else set())
+
+
 def test_nothing_reaches_a_build(objects: list[Manifest]) -> None:
     assert named(objects, "NetworkPolicy", "rel-mayfly-builds")["spec"]["ingress"] == []
 
