@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
 from tenacity.wait import wait_random_exponential
 
-from libs.kube.errors import Conflict, Expired, NotFound, Unavailable
+from libs.kube.errors import AlreadyExists, Conflict, Expired, NotFound, Unavailable
 from libs.kube.informer import Informer
 from libs.kube.kinds import POD, Kind, Manifest, kind_of
 from libs.kube.transport import Transport
@@ -56,14 +56,18 @@ class Cluster:
         async def call() -> Manifest:
             return await self._transport.json("PATCH", path, query, manifest, content_type)
 
-        return await self._patiently(call, (Unavailable, Conflict))
+        return await self._patiently(call, (Unavailable, Conflict, AlreadyExists))
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """Make the object. Raises Conflict where there is one; never repeated by itself."""
+        """Make the object. Raises AlreadyExists; repeated only where nothing can have been done."""
         metadata = manifest["metadata"]
         path = kind_of(manifest).path(metadata.get("namespace", ""))
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._transport.json("POST", path, query, manifest)
+
+        async def call() -> Manifest:
+            return await self._transport.json("POST", path, query, manifest)
+
+        return await self._patiently(call, (Conflict,))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
         async def call() -> Manifest | None:

@@ -56,8 +56,13 @@ class Invalid(KubeError):
         self.message = message
 
 
+class AlreadyExists(KubeError):
+    """There is one of this name."""
+
+
 class Conflict(KubeError):
-    """It exists already, or is another one than was meant."""
+    """It, or a quota that counts it, was changed at the same time; or it is another one than was
+    meant. Nothing has been done."""
 
 
 class NotFound(KubeError):
@@ -79,7 +84,9 @@ def error_of(status: int, body: bytes, retry_after: str | None = None) -> KubeEr
     if status == 404:
         return NotFound(message)
     if status == 409:
-        return Conflict(message)
+        return (
+            AlreadyExists(message) if said.get("reason") == "AlreadyExists" else Conflict(message)
+        )
     if status == 410:
         return Expired(message)
     if status in (400, 405, 406, 413, 415, 422):

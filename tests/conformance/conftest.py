@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest_asyncio
 
 from tests.conformance.door import Door
 from tests.conformance.standalone import Standalone
+
+HEALTHY_SECONDS = 30.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,11 +40,19 @@ def on_cluster(driver: str) -> bool:
     return driver != "process"
 
 
+def _until_healthy(url: str) -> None:
+    """Wait: a gateway finds parts that have just been replaced within seconds."""
+    deadline = time.monotonic() + HEALTHY_SECONDS
+    while (answer := httpx.get(f"{url}/healthz", timeout=10)).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="session")
 def platform(request: pytest.FixtureRequest) -> Iterator[str]:
     """The public URL of the Mayfly under test."""
     if url := request.config.getoption("--url", default=None):
-        httpx.get(f"{url}/healthz", timeout=10).raise_for_status()
+        _until_healthy(url)
         yield url
         return
     # Short, because paths of unix sockets end at 107 bytes; traversable, because functions run

@@ -119,6 +119,27 @@ def test_too_late_depends_on_what_was_waited_for():
     assert failures.too_late(replace(SCRIPT, kind="handler")).reason == "HANDLER_IMPORT_FAILED"
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('pods "x" is forbidden: exceeded quota: q, requested: pods=1', "CLUSTER_QUOTA_EXCEEDED"),
+        ('pods "x" is forbidden: violates PodSecurity "restricted"', "INSTANCE_START_FAILED"),
+        ('admission webhook "w" denied the request: no', "INSTANCE_START_FAILED"),
+        ('Pod "x" is invalid: spec.containers: Required value', "INSTANCE_START_FAILED"),
+        (
+            'Operation cannot be fulfilled on resourcequotas "q": the object has been modified; '
+            "please apply your changes to the latest version and try again",
+            "",
+        ),
+        ('pods "x" is forbidden: status unknown for quota: q', ""),
+        ("etcdserver: request timed out", ""),
+    ],
+)
+def test_what_keeps_a_controller_from_making_pods(message: str, reason: str):
+    trouble = failures.creation_trouble(message)
+    assert (trouble.reason if trouble else "") == reason
+
+
 def test_refusals_of_the_api_server():
     message = (
         'services.serving.knative.dev is forbidden: User "system:serviceaccount:a:b" cannot patch '

@@ -53,7 +53,7 @@ async def test_apply_takes_over_and_removes_what_it_had(
 async def test_get_list_delete(kube: Cluster, namespace: str):
     for name in ("a", "b"):
         await kube.create(config_map(namespace, name))
-    with pytest.raises(errors.Conflict):
+    with pytest.raises(errors.AlreadyExists):
         await kube.create(config_map(namespace, "a"))
     found = await kube.get(CONFIG_MAP, namespace, "a")
     assert found is not None
@@ -68,6 +68,26 @@ async def test_get_list_delete(kube: Cluster, namespace: str):
     assert not await kube.delete(CONFIG_MAP, namespace, "a", uid="another")
     assert await kube.delete(CONFIG_MAP, namespace, "a", uid=found["metadata"]["uid"])
     assert not await kube.delete(CONFIG_MAP, namespace, "a")
+
+
+async def test_what_a_quota_refuses_for_the_moment_is_made(
+    kube: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever is counted with an older quota gets 409, and nothing is made."""
+    said = {"reason": "Conflict", "message": 'cannot be fulfilled on resourcequotas "q"'}
+    refusals = [errors.error_of(409, json.dumps(said).encode())]
+    transport = kube._transport  # pyright: ignore[reportPrivateUsage]
+    send = transport.json
+
+    async def refusing(*request: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await send(*request)
+
+    monkeypatch.setattr(transport, "json", refusing)
+    await kube.create(config_map(namespace, "m"))
+    assert await kube.get(CONFIG_MAP, namespace, "m") is not None
+    assert refusals == []
 
 
 async def test_scale(cluster: Any, kube: Cluster, namespace: str):

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from libs.blobs import Location
 from libs.kube.cluster import Cluster
-from libs.kube.errors import Conflict, KubeError, NotFound
+from libs.kube.errors import AlreadyExists, KubeError, NotFound
 from libs.kube.informer import Change, Informer
 from services.builder.backends.base import Progress
 from services.builder.backends.kaniko import failures, pods
@@ -77,7 +77,7 @@ class Attempt:
             pods.pod(self._place, self._location, self._one),
         ):
             # It is there where an earlier call was answered to nobody.
-            with suppress(Conflict):
+            with suppress(AlreadyExists):
                 await self._cluster.create(manifest)
 
     async def _follow(self, changes: AsyncIterator[Change], deadline: float) -> Outcome:

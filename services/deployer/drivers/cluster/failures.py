@@ -24,6 +24,10 @@ _LAST_SIGNAL = 64
 _GONE = re.compile(
     r"not found|manifest unknown|NotFound|name unknown|repository does not exist", re.I
 )
+# What admission says for good; all else (conflicts, time-outs) passes. "status unknown": nobody has
+# counted a new quota yet.
+_REFUSED = re.compile(r"forbidden|is invalid|denied the request|violates", re.I)
+_NOT_YET = re.compile(r"status unknown for quota|error looking up service account", re.I)
 _DENIED = re.compile(r"unauthorized|denied|forbidden|401|403|no basic auth", re.I)
 _OWN_REASONS = frozenset(
     {
@@ -209,10 +213,12 @@ def never_started(settings: ClusterSettings) -> Trouble:
     )
 
 
-def creation_trouble(message: str) -> Trouble:
-    """Why a controller could not create pods, by its message."""
+def creation_trouble(message: str) -> Trouble | None:
+    """Why a controller cannot create pods, by its message; None: its next try may succeed."""
     if "exceeded quota" in message:
         return Trouble("CLUSTER_QUOTA_EXCEEDED", message, _QUOTA_FIX)
+    if not _REFUSED.search(message) or _NOT_YET.search(message):
+        return None
     return Trouble(
         "INSTANCE_START_FAILED",
         f"the cluster refuses its pod: {message}",
