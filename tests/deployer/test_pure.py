@@ -325,10 +325,9 @@ def test_views() -> None:
 
 def test_settings_read_lengths_and_refuse_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAYFLY_DATABASE_URL", "postgresql://x")
-    for text, length in (("24h", timedelta(hours=24)), ("1h30m", timedelta(minutes=90)),
-                         ("90", timedelta(seconds=90)), ("0.5s", timedelta(seconds=0.5))):  # fmt: skip
+    for text, seconds in (("24h", 86_400), ("1h30m", 5400), ("90", 90), ("0.5s", 0.5)):
         monkeypatch.setenv("MAYFLY_MAX_TTL", text)
-        assert Settings().max_ttl == length
+        assert Settings().max_ttl.total_seconds() == seconds
     for text in ("soon", "0", "-5s", ""):
         monkeypatch.setenv("MAYFLY_MAX_TTL", text)
         with pytest.raises(ValidationError):
