@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import secrets
 import sys
 import time
@@ -28,6 +29,7 @@ from libs.kube.kinds import NAMESPACE
 
 _LIVE = {"STATE_READY", "STATE_IDLE"}
 _AT_ONCE = 16
+_LOOK_SECONDS = 1.0
 _CROWD_SECONDS = 600.0
 
 
@@ -44,7 +46,14 @@ async def submissions(url: str, driver: str, by_hand: ByHand, rounds: int) -> li
     tag = secrets.token_hex(3)
     # The first of each pulls images and is not counted.
     for number in range(rounds + 1):
-        handler.run(client, f"bench-{tag}-{number}", f"{driver} {tag} {number}")
+        # A kubelet looks at its containers once a second, and what waited for the end of a pod goes
+        # on right after such a look: without chance every sample would begin at the same point.
+        await asyncio.sleep(random.uniform(0, _LOOK_SECONDS))
+        function_id = f"bench-{tag}-{number}"
+        handler.run(client, function_id, f"{driver} {tag} {number}")
+        # What ends costs the node as much as what starts: each begins when the other is gone.
+        client.wait_receipt(function_id)
+        await asyncio.sleep(random.uniform(0, _LOOK_SECONDS))
         name = f"peer-{tag}-{number}"
         if driver == "deployment":
             peer.add(await by_hand.pod_ready(name))

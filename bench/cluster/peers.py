@@ -66,7 +66,8 @@ class ByHand:
         return spent
 
     async def knative_answers(self, name: str, domain: str) -> float:
-        """Create a Knative Service, call it until it answers 200, remove it; milliseconds."""
+        """Create a Knative Service, call it until it answers 200, remove it with its pods;
+        milliseconds until the 200."""
         manifest: Manifest = {
             "apiVersion": KNATIVE_SERVICE.api_version,
             "kind": KNATIVE_SERVICE.name,
@@ -78,6 +79,13 @@ class ByHand:
         await asyncio.to_thread(self._until_200, f"{name}.{self.namespace}.{domain}")
         spent = (time.perf_counter() - began) * 1000
         await self.cluster.delete(KNATIVE_SERVICE, self.namespace, name)
+        # Its proxy would drain for half a minute.
+        selector = f"serving.knative.dev/service={name}"
+        async with self.cluster.watch(POD, self.namespace, selector) as pods:
+            await pods.ready(_SECONDS)
+            for pod in list(pods.objects):
+                await self.cluster.delete(POD, self.namespace, pod, grace_seconds=0)
+                await pods.until(pod, _is_gone, _SECONDS)
         return spent
 
     def _until_200(self, host: str) -> None:
