@@ -22,7 +22,7 @@ from bench.__main__ import revision
 from bench.cluster.peers import ByHand
 from bench.cluster.world import until_nothing_is_left
 from bench.figures import Figure, markdown_table, text_table
-from bench.http import BenchFailed, Client
+from bench.http import Client
 from bench.submit import HANDLER, Submission
 from libs.kube.cluster import Cluster
 from libs.kube.kinds import NAMESPACE
@@ -99,20 +99,28 @@ def crowd(url: str, driver: str, count: int) -> list[Figure]:
         list(pool.map(create, ids))
     created.add(count / (time.perf_counter() - began))
     client = Client(url)
-    waiting = set(ids)
-    while waiting:
-        states = {function_id: client.get(function_id)["state"] for function_id in waiting}
-        if failed := [i for i, state in states.items() if state == "STATE_FAILED"]:
-            raise BenchFailed(f"{failed[0]}: {client.get(failed[0])['failure']}")
-        waiting = {i for i, state in states.items() if state not in _LIVE}
-        if time.perf_counter() - began > _CROWD_SECONDS:
-            raise BenchFailed(f"{len(waiting)} of {count} are not live yet")
-        time.sleep(0.2)
-    live.add(count / (time.perf_counter() - began))
+    live.missing = _not_live(client, ids, began)
+    if not live.missing:
+        live.add(count / (time.perf_counter() - began))
     for function_id in ids:
         client.delete(function_id)
     client.close()
     return [created, live]
+
+
+def _not_live(client: Client, ids: list[str], began: float) -> str:
+    """Wait until all are live; return why not: a node takes so many pods."""
+    waiting = set(ids)
+    while waiting:
+        found = {function_id: client.get(function_id) for function_id in waiting}
+        for function_id, function in found.items():
+            if function["state"] == "STATE_FAILED":
+                return f"{function_id}: {function['failure']['message']}"
+        waiting = {i for i, function in found.items() if function["state"] not in _LIVE}
+        if time.perf_counter() - began > _CROWD_SECONDS:
+            return f"{len(waiting)} of {len(ids)} are not live yet"
+        time.sleep(0.2)
+    return ""
 
 
 async def take(releases: dict[str, str], rounds: int, functions: int) -> list[Figure]:
