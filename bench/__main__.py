@@ -29,7 +29,7 @@ from tests.conformance.standalone import Standalone
 
 ENVIRONMENT = {
     # Cold starts are wanted soon after the last request.
-    "MAYFLY_IDLE_STOP": "PT3S",
+    "MAYFLY_IDLE_STOP": "3s",
     "MAYFLY_LOG_LEVEL": "ERROR",
 }
 

@@ -1,4 +1,4 @@
-"""Durations in settings: "10m", "24h", "600s", or a plain number of seconds."""
+"""Durations in settings: "10m", "24h", "600s", a plain number of seconds, or ISO 8601: "PT2M"."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import BeforeValidator
 
 
 def _read(value: object) -> object:
-    return parse(value) if isinstance(value, str) else value
+    # Of text, pydantic by itself reads ISO 8601 alone.
+    return parse(value) if isinstance(value, str) and not value.startswith("P") else value
 
 
-# The environment gives text, and pydantic by itself reads only ISO 8601 in text.
 Duration = Annotated[timedelta, BeforeValidator(_read)]

@@ -60,7 +60,7 @@ def platform(request: pytest.FixtureRequest) -> Iterator[str]:
     parent = Path(tempfile.mkdtemp(prefix="mayfly-"))
     parent.chmod(0o755)
     # Instances that are not used end soon, so that tests of it need not wait long.
-    mayfly = Standalone(parent / "d", env={"MAYFLY_IDLE_STOP": "PT5S"})
+    mayfly = Standalone(parent / "d", env={"MAYFLY_IDLE_STOP": "5s"})
     try:
         mayfly.start()
         yield mayfly.url

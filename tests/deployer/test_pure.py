@@ -325,7 +325,8 @@ def test_views() -> None:
 
 def test_settings_read_lengths_and_refuse_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAYFLY_DATABASE_URL", "postgresql://x")
-    for text, seconds in (("24h", 86_400), ("1h30m", 5400), ("90", 90), ("0.5s", 0.5)):
+    for text, seconds in (("24h", 86_400), ("1h30m", 5400), ("90", 90), ("0.5s", 0.5),
+                          ("PT2M", 120)):  # fmt: skip
         monkeypatch.setenv("MAYFLY_MAX_TTL", text)
         assert Settings().max_ttl.total_seconds() == seconds
     for text in ("soon", "0", "-5s", ""):

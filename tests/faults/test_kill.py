@@ -15,7 +15,7 @@ from tests.faults.platforms import FourProcesses, OneProcess, Platform
 
 SETTINGS = {
     # Instances come and go within a round.
-    "MAYFLY_IDLE_STOP": "PT3S",
+    "MAYFLY_IDLE_STOP": "3s",
 }
 LONGEST_DELAY = 1.5
 
