@@ -58,8 +58,13 @@ class Promise:
 class Ledger:
     """Keeps promises, makes new ones under way, and holds the platform to all of them."""
 
-    def __init__(self, door: Door, rng: random.Random, uids: set[str]) -> None:
+    def __init__(
+        self, door: Door, rng: random.Random, uids: set[str], *, held_beyond_the_end: bool = False
+    ) -> None:
+        """held_beyond_the_end: calls that wait for an instance of a function that ends meanwhile
+        go on waiting until their own time is over, as on Knative (docs/kubernetes.md)."""
         self._door = door
+        self._held_beyond_the_end = held_beyond_the_end
         self._rng = rng
         self._uids = uids
         self.promises: list[Promise] = []
@@ -209,11 +214,9 @@ class Ledger:
             try:
                 answer = await self._door.call(promise.function_id, timeout=ANSWER_SECONDS)
             except httpx.ReadTimeout:
-                # On Knative what waits for an instance of a function that ends meanwhile goes on
-                # waiting until its own time is over (docs/kubernetes.md).
-                if time.time() < time_of(function["expireTime"]):
-                    raise
-                return True
+                if self._held_beyond_the_end and time.time() > time_of(function["expireTime"]):
+                    return True
+                raise
             if answer.status_code == 200:
                 assert answer.json() == {"id": promise.function_id}
                 return True

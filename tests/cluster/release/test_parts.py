@@ -41,7 +41,7 @@ async def _work_for(ledger: Ledger, seconds: float, blow: Awaitable[object]) -> 
 async def test_nothing_is_lost_doubled_or_left(site: Site, door: Door) -> None:
     """Builder, deployer and janitor, all pods of each at once, and one of the gateways."""
     uids: set[str] = set()
-    ledger = Ledger(door, random.Random(4), uids)
+    ledger = Ledger(door, random.Random(4), uids, held_beyond_the_end=site.driver == "knative")
     steady = await door.ready(handler=ECHO)
     slow = await door.ready(handler=SLOW, timeout="60s")
     ledger.others |= {id_of(steady), id_of(slow)}
