@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -31,17 +32,21 @@ def _database(value: str) -> str:
     return value
 
 
+def _or_empty(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda value: value and check(value))
+
+
 ServiceAddress = Annotated[str, AfterValidator(_reached)]
 """A gRPC address: unix:/path or host:port."""
 HostAndPort = Annotated[str, AfterValidator(_with_port)]
 """A TCP address: host:port."""
-OptionalServiceAddress = Annotated[str, AfterValidator(lambda value: value and _reached(value))]
+OptionalServiceAddress = Annotated[str, _or_empty(_reached)]
 """The same; or empty."""
-OptionalHostAndPort = Annotated[str, AfterValidator(lambda value: value and _with_port(value))]
+OptionalHostAndPort = Annotated[str, _or_empty(_with_port)]
 """The same; or empty."""
-OptionalUrl = Annotated[str, AfterValidator(lambda value: value and _url(value))]
+OptionalUrl = Annotated[str, _or_empty(_url)]
 """http:// or https://, without a slash at its end; or empty."""
 DatabaseUrl = Annotated[str, AfterValidator(_database)]
 """postgresql://user@host/database."""
-OptionalDatabaseUrl = Annotated[str, AfterValidator(lambda value: value and _database(value))]
+OptionalDatabaseUrl = Annotated[str, _or_empty(_database)]
 """The same; or empty."""

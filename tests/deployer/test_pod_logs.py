@@ -19,11 +19,11 @@ from services.deployer.drivers.cluster.world import World
 POD_NAME = "fn-1-abc"
 
 
-def pod(state: str, restarts: int = 0) -> Manifest:
+def pod(state: str) -> Manifest:
     """A function's pod with one container in a state."""
     status = {
         "name": "function",
-        "restartCount": restarts,
+        "restartCount": 0,
         "state": {state: {"startedAt": "2026-01-01T00:00:00Z"}},
     }
     return {

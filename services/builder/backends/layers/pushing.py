@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tenacity import (
     AsyncRetrying,
-    RetryCallState,
     retry_if_exception,
     stop_after_attempt,
     wait_exponential_jitter,
@@ -50,15 +49,11 @@ class Pusher:
     ) -> None:
         """Push; the tag is there when this returns. Raises `BuildFailed`, `RegistryError`."""
         repository = self._repository.telling(say)
-
-        def look_again(state: RetryCallState) -> None:
-            self._there.clear()
-
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_of_blobs),
             wait=wait_exponential_jitter(multiplier=0.1, jitter=0.2),
             stop=stop_after_attempt(_TRIES),
-            before_sleep=look_again,
+            before_sleep=lambda _: self._there.clear(),
             reraise=True,
         )
         await retrying(self._once, repository, image, tag, base, layers)
