@@ -11,8 +11,8 @@ import structlog
 from mayfly.v1.build_pb2 import Artefact
 from mayfly.v1.function_pb2 import Function, State
 
-from libs.store import Store
-from services.deployer.drivers.base import Driver, Endpoint, Workload
+from libs.store import Store, StoreUnavailable
+from services.deployer.drivers.base import Driver, DriverUnavailable, Endpoint, Workload
 from services.deployer.effective import workload_of
 from services.deployer.journal import NO_GUARD, Change, Guard, Journal, mask_of
 from services.deployer.rows import RUNNABLE, FunctionRow, row_of
@@ -78,10 +78,17 @@ class Restoration:
 
     async def wanted(self, uid: str) -> Workload | None:
         """Return what a function is to run by its row as it is now; None for one that has ended,
-        has failed or was never ready."""
-        async with self._store.connection() as connection:
-            records = self._store.queries.functions_by_uid(connection, uids=[uid])
-            rows = [row_of(record) async for record in records]
+        has failed or was never ready. Raises DriverUnavailable where the store is away."""
+
+        async def read() -> list[FunctionRow]:
+            async with self._store.connection() as connection:
+                records = self._store.queries.functions_by_uid(connection, uids=[uid])
+                return [row_of(record) async for record in records]
+
+        try:
+            rows = await self._store.retrying(read)
+        except StoreUnavailable as error:
+            raise DriverUnavailable(f"what it is to run cannot be read: {error}") from error
         served = [row for row in rows if _is_served(row)]
         return self._workload(served[0]) if served else None
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -51,7 +52,23 @@ log = structlog.get_logger()
 # Reflection answers from the descriptors of modules that are imported.
 REFLECTED = (build_pb2, function_pb2, janitor_pb2)
 STOP_GRACE = 1.0
+_SERVICE_CONFIG: dict[str, Any] = {
+    "methodConfig": [
+        {
+            # A deployer that ends takes a question along; another one, or the next, answers it.
+            "name": [{"service": "mayfly.v1.RouteService", "method": "ActivateFunction"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
 _CHANNEL_OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -266,7 +283,7 @@ def _inputs(
 
 @asynccontextmanager
 async def _channel(address: str) -> AsyncGenerator[grpc.aio.Channel]:
-    """A channel without tracing and retries: its streams stay open, and are resumed by us."""
+    """A channel without tracing; streams are not retried by it, they are resumed by us."""
     channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
     try:
         yield channel

@@ -90,7 +90,9 @@ class Deployer(
         self.metadata: dict[str, str] = {}
         self.watch_gate = asyncio.Event()
         self.snapshot_chunk = 500
-        # What happens when a cold function is asked for, while the question waits.
+        # What happens when any function is asked for, while the question waits.
+        self.asked: Callable[[str], Awaitable[None]] | None = None
+        # The same for a cold one.
         self.wake: Callable[[str], Awaitable[None]] | None = None
         self._server: Server | None = None
 
@@ -199,6 +201,8 @@ class Deployer(
     async def ActivateFunction(self, request: Any, context: Any) -> Any:
         self.activations.append(request.function_id)
         await self._notify()
+        if self.asked is not None:
+            await self.asked(request.function_id)
         if request.function_id in self.ended:
             raise MayflyError(ErrorReason.ERROR_REASON_FUNCTION_ENDED, "its lease has ended")
         found = self.routes.get(request.function_id)

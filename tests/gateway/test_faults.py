@@ -137,6 +137,27 @@ async def test_open_streams_survive_the_deployers_restart(gateway: Running) -> N
         assert (await gateway.http.get("/f/gone/")).status_code == 404
 
 
+async def test_a_question_that_the_deployer_took_along_is_asked_again(gateway: Running) -> None:
+    """One of two deployers dies with it; the other, or the next, knows the answer."""
+    deployer = gateway.deployer
+    deployer.ended.add("over")
+    first = asyncio.Event()
+
+    async def asked(_: str) -> None:
+        if not first.is_set():
+            first.set()
+            await asyncio.Event().wait()
+
+    deployer.asked = asked
+    waiting = asyncio.create_task(gateway.http.get("/f/over/"))
+    await first.wait()
+    await deployer.stop()
+    await deployer.start()
+    answer = await waiting
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "FUNCTION_ENDED")
+    assert deployer.activations == ["over", "over"]
+
+
 async def test_envoy_killed_is_back_within_a_second_with_all_routes(gateway: Running) -> None:
     async with serve(gateway.directory / "f.sock") as upstream:
         names = [f"fn-{number}" for number in range(30)]

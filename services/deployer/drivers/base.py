@@ -229,7 +229,9 @@ Notification = (
 
 
 Wanted = Callable[[str], Awaitable[Workload | None]]
-"""What a function, by its uid, is to run now; None for one that has ended or is not ready."""
+"""What a function, by its uid, is to run now; None for one that has ended or is not ready.
+
+Raises DriverUnavailable where that cannot be known at the moment."""
 
 
 class Driver(Protocol):

@@ -10,7 +10,7 @@ import secrets
 import subprocess
 import tarfile
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Followed:
         self.driver = driver
         self.told: list[Notification] = []
         self.wanted: dict[str, Workload] = {}
+        self.rows_away: Callable[[], bool] = lambda: False
         self._changed = asyncio.Event()
         self.task = asyncio.create_task(self._follow())
 
@@ -137,6 +138,8 @@ class Followed:
 
     async def _follow(self) -> None:
         async def wanted(uid: str) -> Workload | None:
+            if self.rows_away():
+                raise DriverUnavailable("the rows cannot be read")
             return self.wanted.get(uid)
 
         async for notification in self.driver.notifications(wanted):
@@ -365,6 +368,50 @@ async def test_what_somebody_removes_comes_back(
     assert isinstance(told, Reconciled)
     assert "deleted" in told.text
     assert cluster.kubectl("get", kind, "-n", namespace, "-l", selector, "-o", "name")
+
+
+async def test_what_came_back_is_told_although_the_rows_were_away_then(
+    followed: Followed, cluster: Cluster, namespace: str
+) -> None:
+    made = script(SERVE.format(answer="back"))
+    await followed.deploy(made)
+    one = ("configmap", "-n", namespace, "-l", f"mayfly.dev/uid={made.uid}")
+
+    def uid() -> str:
+        return cluster.kubectl("get", *one, "-o", "jsonpath={.items[*].metadata.uid}")
+
+    before, refusals = uid(), [True]
+    followed.rows_away = lambda: uid() not in ("", before) and bool(refusals) and refusals.pop()
+    cluster.kubectl("delete", *one, "--wait=false")
+    told = await followed.until(lambda n: isinstance(n, Reconciled) and n.uid == made.uid)
+    assert isinstance(told, Reconciled)
+    assert "ConfigMap" in told.text
+    assert not refusals
+
+
+async def test_what_went_while_nobody_followed_comes_back_and_is_told(
+    followed: Followed, cluster: Cluster, namespace: str
+) -> None:
+    made = script(SERVE.format(answer="back"))
+    await followed.deploy(made)
+    followed.task.cancel()
+    await asyncio.wait([followed.task])
+    cluster.kubectl("delete", "deployment", "-n", namespace, "-l", f"mayfly.dev/uid={made.uid}")
+    settings = ClusterSettings(installation=namespace, namespace=namespace)
+    other = DeploymentDriver(Setup(settings, cluster.python_image))
+    await other.start()
+    try:
+        await other.restore([made], {})
+        second = Followed(other)
+        second.wanted = followed.wanted
+        told = await second.until(lambda n: isinstance(n, Reconciled) and n.uid == made.uid)
+        assert isinstance(told, Reconciled)
+        assert "Deployment" in told.text
+        assert await get(await second.endpoint(made.uid, True)) == b"back"
+        second.task.cancel()
+        await asyncio.wait([second.task])
+    finally:
+        await other.close()
 
 
 async def test_another_replica_takes_over(

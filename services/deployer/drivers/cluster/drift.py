@@ -27,6 +27,7 @@ from services.deployer.drivers.cluster.world import World
 log = structlog.get_logger()
 
 _AGAIN_SECONDS = 2.0
+_AT_ONCE = 8
 _SUFFIXES = {
     "m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9),
     "Ki": Decimal(1 << 10), "Mi": Decimal(1 << 20), "Gi": Decimal(1 << 30),
@@ -121,6 +122,7 @@ class Drift:
         self._desired = desired
         self._tell = tell
         self._due: dict[str, None] = {}
+        self._done: dict[str, list[str]] = {}
         self._look = asyncio.Event()
         self._seen: dict[tuple[Kind, str], Any] = {}
 
@@ -149,45 +151,52 @@ class Drift:
 
     async def run(self) -> None:
         """Put right what is due, for ever."""
+        slots = asyncio.Semaphore(_AT_ONCE)
         while True:
             await self._look.wait()
             self._look.clear()
-            failed: list[str] = []
-            while self._due:
-                uid = next(iter(self._due))
-                del self._due[uid]
-                try:
-                    await self._repair(uid)
-                except (KubeError, DriverUnavailable) as error:
-                    log.warning("repair_again", uid=uid, error=str(error))
-                    failed.append(uid)
-            if failed:
+            due, self._due = list(self._due), {}
+            outcomes = await asyncio.gather(*(self._repaired(uid, slots) for uid in due))
+            if failed := [uid for uid, done in zip(due, outcomes, strict=True) if not done]:
                 asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self.check, failed)
 
+    async def _repaired(self, uid: str, slots: asyncio.Semaphore) -> bool:
+        try:
+            async with slots:
+                await self._repair(uid)
+        except (KubeError, DriverUnavailable) as error:
+            log.warning("repair_again", uid=uid, error=str(error))
+            return False
+        return True
+
     async def _repair(self, uid: str) -> None:
+        # What was done before something failed is told of, or undone, once nothing fails.
+        done = self._done.setdefault(uid, [])
         workload = await self._wanted(uid)
-        if workload is None:
-            return
-        done: list[str] = []
-        for manifest in self._desired(workload):
-            kind = kind_of(manifest)
-            name = manifest["metadata"]["name"]
-            if difference(manifest, self._world.one(kind, name)) is None:
-                continue
-            # What is remembered may be older than what was applied a moment ago.
-            found = await self._world.cluster.get(kind, self._world.settings.namespace, name)
-            what = difference(manifest, found)
-            if what is None:
-                continue
-            now = await self._world.cluster.apply(manifest)
-            if found is None or _version(found) != _version(now):
-                done.append(f"{kind.name} {name} {what}")
-        if not done:
-            return
-        if await self._wanted(uid) is None:
+        if workload is not None:
+            for manifest in self._desired(workload):
+                if what := await self._put_right(manifest):
+                    done.append(what)
+        if done and (workload is None or await self._wanted(uid) is None):
             await self._world.remove([uid])  # it ended meanwhile
-            return
-        self._tell(Reconciled(uid, f"put right again: {'; '.join(done)}"))
+        elif done:
+            self._tell(Reconciled(uid, f"put right again: {'; '.join(done)}"))
+        del self._done[uid]
+
+    async def _put_right(self, manifest: Manifest) -> str | None:
+        """Apply what differs; say what did. None: nothing, or it made no difference."""
+        kind = kind_of(manifest)
+        name = manifest["metadata"]["name"]
+        if difference(manifest, self._world.one(kind, name)) is None:
+            return None
+        # What is remembered may be older than what was applied a moment ago.
+        found = await self._world.cluster.get(kind, self._world.settings.namespace, name)
+        what = difference(manifest, found)
+        if what is None:
+            return None
+        now = await self._world.cluster.apply(manifest)
+        changed = found is None or _version(found) != _version(now)
+        return f"{kind.name} {name} {what}" if changed else None
 
 
 def _version(manifest: Manifest) -> str:

@@ -6,10 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 
+import structlog
+
 from libs.kube.informer import Change
 from libs.kube.kinds import POD, Kind, Manifest
 from services.deployer.drivers.base import (
     ArtefactLost,
+    DriverUnavailable,
     LogLine,
     Notification,
     Wanted,
@@ -20,6 +23,8 @@ from services.deployer.drivers.cluster.drift import Desired, Drift
 from services.deployer.drivers.cluster.instances import Instances
 from services.deployer.drivers.cluster.logs import LogStreams
 from services.deployer.drivers.cluster.world import World
+
+log = structlog.get_logger()
 
 _MAX_NOTIFICATIONS = 50_000
 
@@ -130,7 +135,11 @@ class Follower:
             uid, revision, pod = await self._suspects.get()
             if (uid, revision) in self._lost:
                 continue
-            workload = await self._wanted(uid)
+            try:
+                workload = await self._wanted(uid)
+            except DriverUnavailable as error:
+                log.warning("lost_artefact_not_judged", uid=uid, error=str(error))
+                continue  # its pod says so again
             if workload is None or workload.revision != revision:
                 continue
             self._lost.add((uid, revision))

@@ -146,7 +146,11 @@ class World:
                 # hurry any more.
                 makers = [kind for kind in self.kinds if kind in _LETS_GO]
                 rest = [kind for kind in self.kinds if kind not in _LETS_GO]
-                made = await self._delete_all(makers, chosen, slots)
+                made = [
+                    each
+                    for kind in makers
+                    for each in await self._delete_all([kind], chosen, slots)
+                ]
                 running, others = await asyncio.gather(
                     *(self._delete_all(kinds, chosen, slots) for kinds in ((POD,), rest))
                 )
@@ -159,18 +163,19 @@ class World:
     async def _delete_all(
         self, kinds: Sequence[Kind], chosen: str, slots: asyncio.Semaphore
     ) -> list[Manifest]:
-        done: list[Manifest] = []
-        for kind in kinds:
+        # All are listed first: what one of them owns goes with it, and would not be seen.
+        found = await asyncio.gather(
+            *(self.cluster.list(kind, self.settings.namespace, chosen) for kind in kinds)
+        )
+        for kind, objects in zip(kinds, found, strict=True):
             grace = _POD_GRACE if kind == POD else None
-            found = await self.cluster.list(kind, self.settings.namespace, chosen)
             await asyncio.gather(
                 *(
                     self._delete(kind, each, slots, grace, lets_go=_lets_go(kind, each))
-                    for each in found
+                    for each in objects
                 )
             )
-            done += found
-        return done
+        return list(itertools.chain.from_iterable(found))
 
     async def delete(self, manifests: Sequence[tuple[Kind, Manifest]]) -> None:
         """Delete some objects, without waiting. Raises KubeError."""

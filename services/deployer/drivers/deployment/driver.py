@@ -107,24 +107,16 @@ class DeploymentDriver:
     async def restore(
         self, workloads: Sequence[base.Workload], endpoints: Mapping[str, base.Endpoint]
     ) -> None:
-        """Make what is not there of what serves, and settle what was not settled."""
+        """Settle what was not settled. What is not there is found and made by who follows."""
         await self._world.ready()
         self._known.update(workload.uid for workload in workloads)
-        await asyncio.gather(*(self._restore(each, endpoints) for each in workloads))
+        await asyncio.gather(*(self._settle_again(each) for each in workloads))
 
-    async def _restore(
-        self, workload: base.Workload, endpoints: Mapping[str, base.Endpoint]
-    ) -> None:
-        uid, revision = workload.uid, workload.revision
-        found = self._serving.deployments(uid).get(revision)
-        async with self._slots:
-            if found is None:
-                awake = bool(endpoints.get(uid, base.Endpoint("")).address)
-                replicas = max(1, workload.min_instances) if awake else 0
-                with translated():
-                    await self._apply(manifests(workload, self._setup, replicas))
-            if found is None or not annotation(found, SETTLED):
-                await self.settle(uid, revision)
+    async def _settle_again(self, workload: base.Workload) -> None:
+        found = self._serving.deployments(workload.uid).get(workload.revision)
+        if found is not None and not annotation(found, SETTLED):
+            async with self._slots:
+                await self.settle(workload.uid, workload.revision)
 
     async def settle(self, uid: str, revision: int) -> None:
         """Mark the revision as the one that serves; end the older ones, gracefully."""
