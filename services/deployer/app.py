@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from libs.rpc.channel import connect
 from libs.rpc.process import StartError
 from libs.rpc.server import AddressInUse, Server
-from libs.store import Store
+from libs.store import Store, StoreUnavailable
 from libs.store.start import Schema, start_store
 from libs.telemetry import Telemetry, metrics, setup
 from services.deployer.activity import Activity
@@ -276,8 +276,10 @@ class Deployer:
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self.journal.drained()
-        except TimeoutError:
-            log.warning("journal_not_drained")
+                await self.reconciler.release()
+        except (TimeoutError, StoreUnavailable) as error:
+            # What was not written is done again, once the claims have run out.
+            log.warning("claims_not_released", error=str(error))
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

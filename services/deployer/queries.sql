@@ -255,6 +255,21 @@ WITH locked AS MATERIALIZED (
 UPDATE functions f SET claim_until = now() + :claim
 FROM locked WHERE f.uid = locked.uid RETURNING f.uid;
 
+-- name: release_claims(owner)!
+-- What a replica that ends was at work on is free at once, and the others are told.
+WITH locked AS MATERIALIZED (
+  SELECT uid FROM functions
+  WHERE claim_owner = :owner AND ended_time IS NULL ORDER BY uid FOR UPDATE
+), f AS (
+  UPDATE functions f SET claim_owner = NULL, claim_until = NULL, version = version + 1
+  FROM locked WHERE f.uid = locked.uid RETURNING f.uid
+), batches AS (
+  SELECT uid, (row_number() OVER () - 1) / 400 AS batch FROM f
+), told AS (
+  SELECT batch, string_agg(uid, ',') AS uids FROM batches GROUP BY batch
+)
+SELECT pg_notify('mayfly_functions', :owner || ' r ' || uids) FROM told;
+
 -- name: events_after(after, count, uid)
 -- A function's events from one on, beside how far the function is; one row without an event
 -- when there are none.

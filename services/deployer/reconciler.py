@@ -87,6 +87,14 @@ class Reconciler:
                 task.cancel()
             await asyncio.gather(*tasks, *self._ended, return_exceptions=True)
 
+    async def release(self) -> None:
+        """Let others go on at once with what this replica, which ends, had claimed.
+
+        For after `run`, and after what was done has been written. Raises StoreUnavailable.
+        """
+        async with self._store.connection() as connection:
+            await self._store.queries.release_claims(connection, owner=self._terms.replica)
+
     def _observe(self, row: FunctionRow) -> None:
         if row.ended_time is not None:
             self._stop(row.uid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,22 @@ async def test_one_replica_follows_and_another_takes_over(
     assert (await two.get("hello")).state == State.STATE_READY
     await one.end()
     await eventually(lambda: _state(two, State.STATE_IDLE))
+
+
+async def test_another_replica_goes_on_at_once_with_what_one_leaves(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    claim = timedelta(minutes=10)  # nobody waits for that
+    one = await start("one", driver=world, claim=claim)
+    world.gate = asyncio.Event()
+    function = await one.create("hello")
+    await eventually(lambda: ("deploy", function.uid) in world.calls)
+    other = RecordingDriver(world.directory, world.functions, reserves=False, shared=True)
+    two = await start("two", driver=other, claim=claim)
+    await one.end()
+    await two.settle("hello")
+    assert ("deploy", function.uid) in other.calls
+    assert (await two.get("hello")).state == State.STATE_READY
 
 
 async def _instances(deployer: Running, count: int) -> bool:
