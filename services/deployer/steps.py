@@ -288,11 +288,14 @@ class Work:
         there = True
         if build:
             there = await self._tools.builds.hold(build, row.uid, row.expire_time)
-        # A build that is gone is made again when the driver needs its files.
         change = Change(held=True, release=True)
         if not there and row.state in (State.STATE_READY, State.STATE_IDLE):
-            change.ready = 0
-            change.release = False
+            serving = Artefact.FromString(row.serving_artefact or b"")
+            if serving.image:
+                # As an update of the same source: what runs answers until the new image does.
+                change.again, change.artefact = True, b""
+            elif serving.directory:  # a bundle is in the row itself
+                change.ready, change.release = 0, False
         self._row = self._written(await self._write(change, []))
 
     async def _fail(self, failure: Failure) -> None:

@@ -6,7 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from mayfly.v1.function_pb2 import State, TailLogsRequest
+from google.protobuf.duration_pb2 import Duration
+from mayfly.v1.function_pb2 import RenewFunctionRequest, State, TailLogsRequest
 
 from services.deployer.lost_images import Try, after, due
 
@@ -80,6 +81,24 @@ async def test_what_cannot_be_made_again_serves_on(
     assert ("fail", function.uid) not in world.calls
     builder.builds.clear()
     await eventually(lambda: world.calls.count(("deploy", function.uid)) == 2)
+
+
+async def test_an_image_whose_build_ended_before_the_renewal_is_made_again(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    """A deployer that was away could not tell the builder in time."""
+    builder.registry = "registry.example/functions"
+    deployer = await start(driver=world)
+    function = await deployer.ready("hello", ttl=60)
+    builder.builds.clear()
+    request = RenewFunctionRequest(name=function.name, ttl=Duration(seconds=600))
+    await deployer.functions.RenewFunction(request)
+    await eventually(lambda: ("settle 2", function.uid) in world.calls)
+    assert function.build in builder.builds
+    assert await states(deployer, "hello") == [
+        *("PENDING", "BUILDING", "DEPLOYING", "READY"),
+        "READY",
+    ]
 
 
 async def test_a_builder_that_cannot_look_loses_nothing(

@@ -36,6 +36,8 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
         self.lost: set[str] = set()
         self.looks = 0
         self.blind = False
+        # Where images are pushed to; empty: artefacts are directories only.
+        self.registry = ""
         self.go_on = asyncio.Event()
         self.settings = build_pb2.ScriptSettings()
         self._server: Server | None = None
@@ -111,6 +113,7 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
                 entry=entry,
                 interpreter="/usr/bin/python3",
                 settings=self.settings,
+                image=f"{self.registry}@sha256:{digest}" if self.registry else "",
             )
         )
         build.state = Build.STATE_RUNNING if "SLOW" in text else Build.STATE_SUCCEEDED

@@ -27,6 +27,7 @@ from botocore.config import Config
 
 from tests.cluster import image
 from tests.cluster.release.database import database
+from tests.cluster.release.knative_network import no_mesh
 
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "helm" / "mayfly"
@@ -152,6 +153,8 @@ def installed(
     namespace = f"{prefix or os.environ.get('MAYFLY_TEST_PREFIX', 'mayfly-test')}-{driver[:6]}"
     namespace = f"{namespace}-{secrets.token_hex(3)}"
     with ExitStack() as stack:
+        if driver == "knative":
+            stack.enter_context(no_mesh())
         bucket = "" if demo else stack.enter_context(_bucket(namespace))
         url = "" if demo else stack.enter_context(database())
         port = _free_node_port()
