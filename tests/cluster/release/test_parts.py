@@ -69,8 +69,8 @@ async def test_nothing_is_lost_doubled_or_left(site: Site, door: Door) -> None:
             await ledger.check()
             await asyncio.to_thread(_none_doubled, site, uids)
         except (AssertionError, httpx.HTTPError) as error:
-            logs = await asyncio.to_thread(site.parts.logs, part)
-            error.add_note(f"{where}\n{logs}")
+            logs = [await asyncio.to_thread(site.parts.logs, each) for each in {part, "gateway"}]
+            error.add_note("\n".join([where, *logs]))
             raise
     await ledger.end_all()
     assert len(ledger.promises) > 4

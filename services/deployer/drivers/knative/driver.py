@@ -62,8 +62,12 @@ class KnativeDriver:
         await self._world.ready()
         name = names.function_name(workload.uid)
         wanted = manifests.desired(workload, self._settings)
-        async with deploying():
-            before = await self._world.cluster.get(KNATIVE_SERVICE, self._settings.namespace, name)
+        before = None
+        if workload.revision > 1:
+            async with deploying():
+                before = await self._world.cluster.get(
+                    KNATIVE_SERVICE, self._settings.namespace, name
+                )
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
