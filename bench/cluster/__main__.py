@@ -22,15 +22,18 @@ from bench.__main__ import revision
 from bench.cluster.peers import ByHand
 from bench.cluster.world import until_nothing_is_left
 from bench.figures import Figure, markdown_table, text_table
-from bench.http import Client
+from bench.http import BenchFailed, Client
 from bench.submit import HANDLER, Submission
 from libs.kube.cluster import Cluster
 from libs.kube.kinds import NAMESPACE
 
 _LIVE = {"STATE_READY", "STATE_IDLE"}
 _AT_ONCE = 16
+_UNDER_WAY = 32
+_BURST = 64
 _LOOK_SECONDS = 1.0
-_CROWD_SECONDS = 600.0
+_LIVE_LOOK_SECONDS = 0.5
+_CROWD_SECONDS = 900.0
 
 
 async def submissions(url: str, driver: str, by_hand: ByHand, rounds: int) -> list[Figure]:
@@ -81,46 +84,69 @@ async def endings(url: str, driver: str, cluster: Cluster, rounds: int) -> Figur
 
 
 def crowd(url: str, driver: str, count: int) -> list[Figure]:
-    """Create many; how many a second are taken, and come to live."""
-    created = Figure(f"{driver}: creations taken, {count} at {_AT_ONCE} a time", unit="/s")
-    live = Figure(f"{driver}: of them live", unit="/s")
+    """Have many, made a few at a time; then create more, and see how many a second are taken."""
+    live = Figure(f"{driver}: to {count} functions, {_UNDER_WAY} under way at a time", unit="/s")
+    taken = Figure(f"{driver}: creations taken beside these, {_AT_ONCE} at a time", unit="/s")
     tag = secrets.token_hex(3)
     ids = [f"many-{tag}-{number}" for number in range(count)]
+    more = [f"more-{tag}-{number}" for number in range(_BURST)]
+    try:
+        live.missing = _each_until_live(url, ids, live)
+        if live.missing:
+            taken.missing = live.missing
+        else:
+            began = time.perf_counter()
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(lambda function_id: _create(url, function_id), more))
+            taken.add(_BURST / (time.perf_counter() - began))
+    finally:
+        _delete_all(url, [*ids, *more])
+    return [live, taken]
 
-    def create(function_id: str) -> None:
+
+def _create(url: str, function_id: str) -> None:
+    client = Client(url)
+    try:
+        client.create(
+            function_id, handler=HANDLER, ttl="1h", resources={"memoryBytes": str(64 << 20)}
+        )
+    finally:
+        client.close()
+
+
+def _each_until_live(url: str, ids: list[str], live: Figure) -> str:
+    """Create them, so many under way at a time; say why not all are live, "" when they are."""
+    began = time.perf_counter()
+
+    def one(function_id: str) -> str:
+        _create(url, function_id)
         client = Client(url)
         try:
-            client.create(function_id, handler=HANDLER, resources={"memoryBytes": str(64 << 20)})
+            while (function := client.get(function_id))["state"] not in _LIVE:
+                if function["state"] == "STATE_FAILED":
+                    return f"{function_id}: {function['failure']['message']}"
+                if time.perf_counter() - began > _CROWD_SECONDS:
+                    return f"{function_id} is not live after {_CROWD_SECONDS:.0f} s"
+                time.sleep(_LIVE_LOOK_SECONDS)
         finally:
             client.close()
+        return ""
 
-    began = time.perf_counter()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(create, ids))
-    created.add(count / (time.perf_counter() - began))
+    with ThreadPoolExecutor(_UNDER_WAY) as pool:
+        outcomes = list(pool.map(one, ids))
+    seconds = time.perf_counter() - began
+    if not (reasons := [each for each in outcomes if each]):
+        live.add(len(ids) / seconds)
+    return reasons[0] if reasons else ""
+
+
+def _delete_all(url: str, ids: list[str]) -> None:
     client = Client(url)
-    live.missing = _not_live(client, ids, began)
-    if not live.missing:
-        live.add(count / (time.perf_counter() - began))
     for function_id in ids:
-        client.delete(function_id)
+        status, content = client.request("DELETE", f"/v1/functions/{function_id}")
+        if status not in (200, 404):
+            raise BenchFailed(f"DELETE {function_id}: {status} {content[:300]!r}")
     client.close()
-    return [created, live]
-
-
-def _not_live(client: Client, ids: list[str], began: float) -> str:
-    """Wait until all are live; return why not: a node takes so many pods."""
-    waiting = set(ids)
-    while waiting:
-        found = {function_id: client.get(function_id) for function_id in waiting}
-        for function_id, function in found.items():
-            if function["state"] == "STATE_FAILED":
-                return f"{function_id}: {function['failure']['message']}"
-        waiting = {i for i, function in found.items() if function["state"] not in _LIVE}
-        if time.perf_counter() - began > _CROWD_SECONDS:
-            return f"{len(waiting)} of {len(ids)} are not live yet"
-        time.sleep(0.2)
-    return ""
 
 
 async def take(releases: dict[str, str], rounds: int, functions: int) -> list[Figure]:
