@@ -2,8 +2,8 @@
 #
 #   make image IMAGE=registry.example/mayfly:0.1.0 [TARGET=demo] [BASE_IMAGE=...]
 #
-# Without a network: give a BASE_IMAGE that is at hand, and put the wheels of requirements-cluster.txt
-# and of the build (hatchling, grpcio-tools, mypy-protobuf) into wheels/; no index is asked then.
+# Without a network: give a BASE_IMAGE that is at hand, and fill wheels/ before, where there is one
+# (`make wheels`); no index is asked then.
 ARG BASE_IMAGE=python:3.13-slim
 
 # --- the requirements, in an environment of their own -------------------------------------------

@@ -13,7 +13,7 @@ export UV_SYSTEM_CERTS ?= 1
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
 .PHONY: help setup setup-dev run demo test conformance lint format bench lock clean \
-	image cluster-test bench-cluster
+	image wheels cluster-test bench-cluster
 
 # What builds the image of the services; the first that is there and works.
 BUILDER ?= $(shell for b in buildah podman docker; do \
@@ -22,6 +22,7 @@ IMAGE ?= mayfly:0.1.0
 # Of the tests of a cluster all, or those that are named: folders, files and options of pytest.
 CLUSTER_TESTS ?= tests/cluster
 TARGET ?= mayfly
+BASE_PYTHON ?= 3.13
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +79,17 @@ image:  ## the services' image: IMAGE=name:tag, TARGET=mayfly or demo, BASE_IMAG
 	@test -n "$(BUILDER)" || { echo "an image is built by buildah, podman or docker, and none of them works here" >&2; exit 1; }
 	$(BUILDER) build --target $(TARGET) --tag $(IMAGE) \
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --file Dockerfile .
+
+# Those of the services (and of TARGET=demo), and of the build itself as pyproject.toml names it.
+wheels: setup  ## fill wheels/ for `make image` without a network: BASE_PYTHON=3.13 is the base image's
+	printf '%s\n' hatchling grpcio-tools mypy-protobuf googleapis-common-protos \
+		| $(UV) pip compile --quiet --no-header --no-annotate --generate-hashes --no-emit-index-url \
+			--universal --python-version 3.11 -c requirements-dev.txt - -o wheels/build.txt
+	$(UV) tool run --quiet pip download --quiet --require-hashes --dest wheels \
+		--python-version $(BASE_PYTHON) --only-binary :all: \
+		-r $(if $(filter demo,$(TARGET)),requirements-demo.txt,requirements-cluster.txt)
+	$(UV) tool run --quiet pip download --quiet --require-hashes --dest wheels \
+		--python-version $(BASE_PYTHON) --only-binary :all: -r wheels/build.txt
 
 cluster-test: setup-dev  ## the chart on a real cluster; needs KUBECONFIG and the variables of docs/kubernetes.md
 	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout 900
