@@ -172,6 +172,7 @@ async def measure(rounds: int, namespace: str) -> list[Figure]:
                 began = time.perf_counter()
                 await asyncio.to_thread(by_buildah, source, base, f"{target}buildah-{number}")
                 buildah.add((time.perf_counter() - began) * 1000)
+                _run(["buildah", "rmi", f"{target}buildah-{number}"], b"")
             if number == 0:
                 for figure in (layers, kaniko, buildah):
                     figure.samples.clear()
