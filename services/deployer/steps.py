@@ -237,7 +237,9 @@ class Work:
         self._put(None, [stage_event(Stage.STAGE_DEPLOY, STARTED, time=begin)])
         with self._span("deploy") as span:
             try:
-                deployed = await driver.deploy(workload)
+                # What an update takes the place of is reached there, and answers until then.
+                early = None if self._updating else self._move
+                deployed = await driver.deploy(workload, early)
             except DeployFailed as error:
                 failure = _deploy_failure(error)
                 _mark(span, failure)
@@ -250,7 +252,7 @@ class Work:
             Stage.STAGE_DEPLOY, FINISHED, duration=utcnow() - begin, detail=_detail(deployed)
         )
         self._put(None, [finished])
-        if deployed.endpoint is not None:
+        if deployed.endpoint is not None and self._routed is None:
             self._move(deployed.endpoint)
         await self._ready()
         if deployed.endpoint is not None:

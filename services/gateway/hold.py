@@ -8,6 +8,7 @@ belongs to the function, whatever is spoken on it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import stat
@@ -39,6 +40,7 @@ from services.gateway.errors import (
     UNREACHABLE,
     Problem,
 )
+from services.gateway.ingress_replies import knows_no_way
 from services.gateway.live_routes import LiveRoutes
 from services.gateway.routes import Entry, refusal
 from services.gateway.splice import Side, connect, is_transient
@@ -54,6 +56,8 @@ LINGER_SECONDS = 2.0
 WAKE_AGAIN_SECONDS = (0.25, 2.0)
 # Between two questions about a function that has no route here yet.
 ASK_AGAIN_SECONDS = 1.0
+# Between two tries at an ingress that is about to know the way to a function.
+ASK_EARLY_SECONDS = 0.02
 DEFAULT_TIMEOUT = 60.0  # of a route that names none
 
 
@@ -233,8 +237,28 @@ class _Held:
         return None
 
     async def exchange(self, client: Side, request: Request, changes: Mapping[str, str]) -> Side:
-        """Hand the request to the function; return its side once the response has begun."""
-        entry = await self.entry()
+        """Hand the request to the function; return its side once the response has begun.
+
+        An ingress that does not know the way yet is asked until it does, or is said to; what may
+        not be sent twice waits for that.
+        """
+        while True:
+            changed = self._routes.watch(self._id)
+            try:
+                entry = await self.entry()
+                if not entry.early or request.repeatable:
+                    upstream = await self._sent(client, request, changes, entry)
+                    if not (entry.early and knows_no_way(bytes(upstream.received))):
+                        return upstream
+                    upstream.abort()
+                most = ASK_EARLY_SECONDS if request.repeatable else math.inf
+                await self._until(changed, NOT_READY_IN_TIME, most)
+            finally:
+                changed.cancel()
+
+    async def _sent(
+        self, client: Side, request: Request, changes: Mapping[str, str], entry: Entry
+    ) -> Side:
         upstream = await self._connect(entry, request.upstream)
         try:
             client.join(upstream)
@@ -312,10 +336,13 @@ class _Held:
     def _remaining(self) -> float:
         return self._deadline - time.monotonic()
 
-    async def _until(self, changed: asyncio.Future[None], otherwise: Problem) -> None:
+    async def _until(
+        self, changed: asyncio.Future[None], otherwise: Problem, most: float = math.inf
+    ) -> None:
         remaining = self._remaining()
         if remaining <= 0:
             raise Refused(otherwise)
+        remaining = min(remaining, most)
         if self._routes.get(self._id) is None:
             # Only the deployer's answer is known, and what ends at once may never have a route.
             remaining = min(remaining, ASK_AGAIN_SECONDS)

@@ -43,6 +43,17 @@ def parse_head(raw: bytes) -> Head:
     return Head(parts[0], parts[1], tuple(lines))
 
 
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing, and may be sent again (RFC 9110, 9.2)."""
+
+
+def is_whole(head: Head) -> bool:
+    """Whether nothing follows a request's head: no body, and no other protocol."""
+    return not any(
+        head.get(name) for name in ("transfer-encoding", "upgrade", "expect")
+    ) and head.get("content-length") in ("", "0")
+
+
 def with_headers(head: Head, changes: Mapping[str, str]) -> bytes:
     """Return the head's bytes with headers set to a value, or removed where it is empty."""
     lines = [(name, value) for name, value in head.lines if name not in changes]
@@ -66,6 +77,13 @@ def response(code: int, content_type: str, content: bytes, *, method: str = "GET
 def refusal(problem: Problem, *, method: str = "GET") -> bytes:
     """Return the response that says why a request is refused."""
     return response(problem.http, "application/json", encode(body(problem)), method=method)
+
+
+def header_names(start: bytes) -> frozenset[str]:
+    """Return the headers of a response that begins with `start`; none while it is incomplete."""
+    end = start.find(END_OF_HEAD)
+    lines = start[:end].decode("latin-1").split("\r\n")[1:] if end > 0 else []
+    return frozenset(line.partition(":")[0].strip().lower() for line in lines)
 
 
 def status_code(start: bytes) -> int:

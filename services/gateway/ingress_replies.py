@@ -7,6 +7,7 @@ status and loses its text. https://github.com/knative/pkg/blob/main/network/hand
 
 from __future__ import annotations
 
+from services.gateway import http1
 from services.gateway.envoy_config import HTTP_FILTERS, Config
 
 _MATCHER = "type.googleapis.com/envoy.type.matcher.v3"
@@ -22,6 +23,17 @@ _BROKEN_OFF = {
     "x-content-type-options": {"exact": "nosniff"},
     "server": {"suffix": "envoy"},
 }
+
+
+# What every Envoy puts into an answer that it has from behind it, unless it is told not to.
+_FROM_BEHIND = "x-envoy-upstream-service-time"
+
+
+def knows_no_way(response: bytes) -> bool:
+    """Whether this beginning of an answer is an ingress's own, which has no way to the function."""
+    names = http1.header_names(response)
+    refused = http1.status_code(response) in (404, 503)
+    return refused and "server" in names and _FROM_BEHIND not in names
 
 
 def ingress_replies() -> Config:

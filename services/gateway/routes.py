@@ -35,6 +35,11 @@ class Entry:
         return self.route.expire_time.ToNanoseconds() / 1e9
 
     @property
+    def early(self) -> bool:
+        """Whether the ingress that its endpoint is may not know the way to it yet."""
+        return bool(self.route.host) and not self.settled
+
+    @property
     def failed(self) -> bool:
         """Whether it cannot answer, with a reason in the route."""
         return self.route.state == State.STATE_FAILED

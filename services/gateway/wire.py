@@ -40,6 +40,11 @@ class Request(Protocol):
         """Whether the function can be spoken to in this way."""
         ...
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be sent twice."""
+        ...
+
 
 class Wire(Protocol):
     """How requests come."""
@@ -76,6 +81,10 @@ class Http1Request:
 
     def speaks(self, route: Route) -> bool:
         return True  # servers of HTTP/2 without TLS take HTTP/1.1 as well, those of gRPC aside
+
+    @property
+    def repeatable(self) -> bool:
+        return http1.is_whole(self.head) and self.head.method in http1.SAFE_METHODS
 
 
 class Http1:
@@ -143,6 +152,10 @@ class Http2Request:
 
     def speaks(self, route: Route) -> bool:
         return route.protocol == Speaks.PROTOCOL_HTTP2
+
+    @property
+    def repeatable(self) -> bool:
+        return False
 
 
 class Http2:

@@ -16,6 +16,7 @@ from services.deployer.drivers.base import (
     BecameIdle,
     Deployed,
     DeployFailed,
+    Early,
     Endpoint,
     EndpointMoved,
     InstanceStarted,
@@ -48,6 +49,8 @@ class RecordingDriver:
     """False: `remove` raises."""
     gate: asyncio.Event | None = None
     """Deploys wait for it when it is set to an event."""
+    ingress: str = ""
+    """Where all functions are reached, by their hosts; told before the deploy is over."""
     reserves: bool = True
     shared: bool = False
 
@@ -80,8 +83,10 @@ class RecordingDriver:
         listener.setblocking(False)
         return _Function(listener, address)
 
-    async def deploy(self, workload: Workload) -> Deployed:
+    async def deploy(self, workload: Workload, early: Early | None = None) -> Deployed:
         self.calls.append(("deploy", workload.uid))
+        if self.ingress and early is not None:
+            early(Endpoint(self.ingress, host=workload.uid))
         if self.gate is not None:
             await self.gate.wait()
         assert workload.artefact_dir is not None
@@ -92,6 +97,8 @@ class RecordingDriver:
             self.functions[workload.uid] = self._listen(workload.uid, "script", None)
         await self._serve(workload)
         endpoint = None if self.reserves else Endpoint(self.functions[workload.uid].address)
+        if self.ingress:
+            endpoint = Endpoint(self.ingress, host=workload.uid)
         return Deployed("instance-1", 1_363_148, 0.001, endpoint)
 
     async def _serve(self, workload: Workload) -> None:

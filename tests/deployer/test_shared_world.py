@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from mayfly.v1 import reclaimer_pb2, route_pb2
 from mayfly.v1.function_pb2 import State
+from mayfly.v1.source_pb2 import Stage
 
 from services.deployer.drivers.base import Endpoint
 
@@ -48,6 +49,42 @@ async def test_the_address_comes_with_the_deploy(
     assert (await waiting).endpoint == gateway.routes["hello"].endpoint
     # Older revisions end only once the gateways have taken the new one.
     await eventually(lambda: ("settle 1", function.uid) in world.calls)
+    await gateway.leave()
+
+
+async def test_the_way_is_told_before_it_is_ready(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    world.ingress = "tcp:10.0.0.9:80"
+    world.gate = asyncio.Event()
+    deployer = await start(driver=world)
+    gateway = Gateway(deployer)
+    function = await deployer.create("hello")
+    await gateway.until(lambda: "hello" in gateway.routes)
+    route = gateway.routes["hello"]
+    assert (route.endpoint, route.host) == (world.ingress, function.uid)
+    assert route.state == State.STATE_DEPLOYING
+    world.gate.set()
+    events = await deployer.settle("hello")
+    assert gateway.routes["hello"].state == State.STATE_READY
+    moves = [e.stage for e in events if e.HasField("stage") and e.stage.stage == Stage.STAGE_ROUTE]
+    assert len(moves) == 2  # started, finished
+    await gateway.leave()
+
+
+async def test_a_failure_takes_back_the_way_that_was_told(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    world.ingress = "tcp:10.0.0.9:80"
+    world.gate = asyncio.Event()
+    deployer = await start(driver=world)
+    gateway = Gateway(deployer)
+    await deployer.create("broken", handler="DEPLOY FAILS")
+    await gateway.until(lambda: "broken" in gateway.routes)
+    world.gate.set()
+    await deployer.settle("broken")
+    await gateway.until(lambda: gateway.routes["broken"].state == State.STATE_FAILED)
+    assert gateway.routes["broken"].endpoint == ""
     await gateway.leave()
 
 

@@ -279,3 +279,69 @@ async def test_a_stream_outlives_the_change_of_endpoints(gateway: Running) -> No
         await gateway.deployer.put(route("f", "", state=State.STATE_IDLE, cold=True))
         go_on.set()
         assert (await asking).text == "one two"
+
+
+NO_WAY = "server: envoy\r\n"
+FROM_BEHIND = f"{NO_WAY}x-envoy-upstream-service-time: 3\r\n"
+
+
+async def test_an_ingress_is_asked_until_it_knows_the_way(gateway: Running) -> None:
+    """Before the function is READY; what comes from behind the ingress is passed on as it is."""
+
+    async def ingress(request: Request) -> None:
+        if len(upstream.requests) < 4:
+            await request.respond(
+                b"", code=404 if len(upstream.requests) % 2 else 503, headers=NO_WAY
+            )
+        else:
+            await request.respond(b"its own", code=404, headers=FROM_BEHIND)
+
+    async with serve("127.0.0.2:0", ingress) as upstream:
+        early = route("f", upstream.endpoint, host=HOST, state=State.STATE_DEPLOYING)
+        await gateway.deployer.put(early)
+        answer = await gateway.http.get("/f/f/x")
+        assert (answer.status_code, answer.text) == (404, "its own")
+        assert len(upstream.requests) == 4
+        assert {request.headers["host"] for request in upstream.requests} == {HOST}
+        assert await clusters(gateway) == []  # Envoy does not look again
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body"),
+    [
+        ("POST", {}, b"once"),
+        ("DELETE", {}, b""),
+        ("GET", {}, b"a body"),
+        ("GET", {"connection": "upgrade", "upgrade": "websocket"}, b""),
+    ],
+)
+async def test_what_may_not_be_sent_twice_waits_until_the_way_is_known(
+    gateway: Running, method: str, headers: dict[str, str], body: bytes
+) -> None:
+    async with serve("127.0.0.2:0") as upstream:
+        early = route("f", upstream.endpoint, host=HOST, state=State.STATE_DEPLOYING)
+        await gateway.deployer.put(early)
+        waiting = asyncio.create_task(
+            gateway.http.request(method, "/f/f/", headers=headers, content=body)
+        )
+        # The other, which is sent on at once, has come later.
+        assert (await gateway.http.get("/f/f/")).status_code == 200
+        assert [request.method for request in upstream.requests] == ["GET"]
+        assert upstream.requests[0].headers.get("content-length", "0") == "0"
+        await gateway.deployer.put(route("f", upstream.endpoint, host=HOST))
+        await waiting
+        assert [request.method for request in upstream.requests] == ["GET", method]
+
+
+async def test_an_ingress_that_never_knows_the_way(short_hold: Running) -> None:
+    async def ingress(request: Request) -> None:
+        await request.respond(b"", code=404, headers=NO_WAY)
+
+    async with serve("127.0.0.2:0", ingress) as upstream:
+        early = route("f", upstream.endpoint, host=HOST, state=State.STATE_DEPLOYING)
+        await short_hold.deployer.put(early)
+        answer = await short_hold.http.get("/f/f/")
+        assert answer.status_code == 504
+        # READY says that it is known: what the ingress says then is the answer.
+        await short_hold.deployer.put(route("f", upstream.endpoint, host=HOST))
+        assert (await short_hold.http.get("/f/f/")).status_code == 404

@@ -234,6 +234,9 @@ Wanted = Callable[[str], Awaitable[Workload | None]]
 Raises DriverUnavailable where that cannot be known at the moment."""
 
 
+Early = Callable[[Endpoint], None]
+
+
 class Driver(Protocol):
     """Runs functions. Every call may be repeated; the second has the outcome of the first.
 
@@ -258,8 +261,11 @@ class Driver(Protocol):
         """
         ...
 
-    async def deploy(self, workload: Workload) -> Deployed:
+    async def deploy(self, workload: Workload, early: Early | None = None) -> Deployed:
         """Start a revision and return when it answers; an older one serves until then.
+
+        early: may be called with the endpoint once an instance answers and only the way to it is
+        still being made. An ingress says 404 there until it knows the way.
 
         Raises DeployFailed; an older revision then keeps serving.
         """

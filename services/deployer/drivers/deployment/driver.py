@@ -68,7 +68,9 @@ class DeploymentDriver:
         """There is nothing to reserve: requests wait at the gateway."""
         return base.Endpoint("")
 
-    async def deploy(self, workload: base.Workload) -> base.Deployed:
+    async def deploy(
+        self, workload: base.Workload, early: base.Early | None = None
+    ) -> base.Deployed:
         await self._world.ready()
         begin = time.monotonic()
         replicas = max(1, workload.min_instances)

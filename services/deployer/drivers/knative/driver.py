@@ -51,7 +51,9 @@ class KnativeDriver:
         """Where it will be reached; nothing waits there before the deploy."""
         return self._endpoint(uid)
 
-    async def deploy(self, workload: base.Workload) -> base.Deployed:
+    async def deploy(
+        self, workload: base.Workload, early: base.Early | None = None
+    ) -> base.Deployed:
         """Apply Secret and Service, and return when requests go to the new revision."""
         if not workload.image:
             raise base.DeployFailed(
@@ -73,7 +75,7 @@ class KnativeDriver:
         try:
             async with deploying():
                 await self._world.apply(wanted)
-            pod = await self._answers(workload, status.template_name(wanted[-1]))
+            pod = await self._answers(workload, status.template_name(wanted[-1]), early)
         except base.DeployFailed as failure:
             await self._set_back(workload, before, failure)
             raise
@@ -86,10 +88,13 @@ class KnativeDriver:
             detail=_detail(workload, pod),
         )
 
-    async def _answers(self, workload: base.Workload, revision: str) -> Manifest | None:
+    async def _answers(
+        self, workload: base.Workload, revision: str, early: base.Early | None
+    ) -> Manifest | None:
         """Wait until requests go to a revision; return one of its pods. Raises DeployFailed."""
         world, settings, uid = self._world, self._settings, workload.uid
         watch = _Start(workload, settings)
+        tell = [early] if early is not None else []
 
         def look() -> tuple[Manifest | None, Trouble | None] | None:
             mine = [
@@ -106,7 +111,11 @@ class KnativeDriver:
             )  # fmt: skip
             if trouble is not None:
                 return None, trouble
-            return watch.judged([pod for pod in mine if "deletionTimestamp" not in pod["metadata"]])
+            there = [pod for pod in mine if "deletionTimestamp" not in pod["metadata"]]
+            judged = watch.judged(there)
+            if watch.was_ready and tell:
+                tell.pop()(self._endpoint(uid))
+            return judged
 
         seconds = settings.pull_seconds + workload.start_timeout + _ROUTE_SECONDS
         found = await world.until(uid, look, seconds)
@@ -262,7 +271,7 @@ class _Start:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._running_since: float | None = None
-        self._was_ready = False
+        self.was_ready = False
 
     def judged(self, mine: Sequence[Manifest]) -> tuple[Manifest | None, Trouble | None] | None:
         """A pod with its trouble; None: wait on."""
@@ -272,8 +281,8 @@ class _Start:
             trouble = failures.trouble_of(pod, self._workload, self._settings, waited)
             if trouble is not None:
                 return pod, trouble
-        self._was_ready |= any(pods.is_ready(pod) for pod in mine)
-        if self._was_ready:
+        self.was_ready |= any(pods.is_ready(pod) for pod in mine)
+        if self.was_ready:
             return None  # the rest is Knative's routing
         started = [pod for pod in mine if pods.has_started(pod, container.CONTAINER)]
         if started and self._running_since is None:

@@ -200,7 +200,9 @@ class ProcessDriver:
             await self._call("reserve", uid=uid, kind=kind, address_hint=address_hint)
         )
 
-    async def deploy(self, workload: base.Workload) -> base.Deployed:
+    async def deploy(
+        self, workload: base.Workload, early: base.Early | None = None
+    ) -> base.Deployed:
         result = await self._call(
             "deploy",
             seconds=workload.start_timeout + _CALL_SECONDS,
