@@ -56,8 +56,10 @@ class Running:
             self.told.append(notification)
             self._more.set()
 
-    async def deploy(self, workload: base.Workload) -> base.Deployed:
-        deployed = await self.driver.deploy(workload)
+    async def deploy(
+        self, workload: base.Workload, early: base.Early | None = None
+    ) -> base.Deployed:
+        deployed = await self.driver.deploy(workload, early)
         self.wanted[workload.uid] = workload
         return deployed
 
@@ -135,7 +137,9 @@ async def test_deploy_update_failed_update_and_removal(
     cluster: Any, running: Running, tmp_path: Path
 ):
     one = script(pushed(cluster, tmp_path, SERVER.replace("{word}", "one")))
-    first = await running.deploy(one)
+    early: list[base.Endpoint] = []
+    first = await running.deploy(one, early.append)
+    assert early == [first.endpoint]
     assert await running.get(first) == "one hi"
     assert first.detail.startswith("knative, ")
     again = await running.deploy(one)
