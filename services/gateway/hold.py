@@ -8,7 +8,6 @@ belongs to the function, whatever is spoken on it.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import random
 import stat
@@ -81,6 +80,8 @@ class Hold:
         self._tracer = tracer
         self._domains = tuple(domains)
         self._hold_seconds = hold_seconds
+        # Uids of functions whose ingress is being asked whether it knows the way.
+        self._scouted: set[str] = set()
         self._servers: list[asyncio.Server] = []
         self._requests: set[asyncio.Task[None]] = set()
 
@@ -125,7 +126,7 @@ class Hold:
         target = target_of(head.get("host"), original_path, self._domains)
         if target is None:
             raise Refused(NOT_FOUND)
-        held = _Held(self._routes, self._activations, target, self._hold_seconds)
+        held = _Held(self._routes, self._activations, self._scouted, target, self._hold_seconds)
         entry = await held.entry()
         route = entry.route
         if not request.speaks(route):
@@ -169,10 +170,16 @@ class _Held:
     """One request on its way to a function."""
 
     def __init__(
-        self, routes: LiveRoutes, activations: Activations, target: Target, hold_seconds: float
+        self,
+        routes: LiveRoutes,
+        activations: Activations,
+        scouted: set[str],
+        target: Target,
+        hold_seconds: float,
     ) -> None:
         self._routes = routes
         self._activations = activations
+        self._scouted = scouted
         self._wake_again = WAKE_AGAIN_SECONDS[0]
         self._id = target.function_id
         self._deadline = time.monotonic() + hold_seconds
@@ -239,22 +246,49 @@ class _Held:
     async def exchange(self, client: Side, request: Request, changes: Mapping[str, str]) -> Side:
         """Hand the request to the function; return its side once the response has begun.
 
-        An ingress that does not know the way yet is asked until it does, or is said to; what may
-        not be sent twice waits for that.
+        An ingress that may not know the way yet is asked by one request until it does; then the
+        others that may be sent twice follow. What may not waits until it is said to know it.
         """
         while True:
             changed = self._routes.watch(self._id)
             try:
                 entry = await self.entry()
-                if not entry.early or request.repeatable:
-                    upstream = await self._sent(client, request, changes, entry)
-                    if not (entry.early and knows_no_way(bytes(upstream.received))):
+                if not entry.early:
+                    return await self._sent(client, request, changes, entry)
+                if self._may_try(request, entry):
+                    upstream = await self._tried(client, request, changes, entry)
+                    if upstream is not None:
                         return upstream
-                    upstream.abort()
-                most = ASK_EARLY_SECONDS if request.repeatable else math.inf
-                await self._until(changed, NOT_READY_IN_TIME, most)
+                else:
+                    await self._until(changed, NOT_READY_IN_TIME)
             finally:
                 changed.cancel()
+
+    def _may_try(self, request: Request, entry: Entry) -> bool:
+        alone = entry.route.uid not in self._scouted
+        return request.repeatable and (entry.reached or alone)
+
+    async def _tried(
+        self, client: Side, request: Request, changes: Mapping[str, str], entry: Entry
+    ) -> Side | None:
+        """Ask the ingress; after a moment return None where it does not know the way."""
+        uid = entry.route.uid
+        scouts = not entry.reached
+        if scouts:
+            self._scouted.add(uid)
+        try:
+            upstream = await self._sent(client, request, changes, entry)
+            if not knows_no_way(bytes(upstream.received)):
+                self._routes.reached(self._id, uid)
+                return upstream
+            upstream.abort()
+            await asyncio.sleep(min(ASK_EARLY_SECONDS, max(0.0, self._remaining())))
+        finally:
+            if scouts:
+                self._scouted.discard(uid)
+        if self._remaining() <= 0:
+            raise Refused(NOT_READY_IN_TIME)
+        return None
 
     async def _sent(
         self, client: Side, request: Request, changes: Mapping[str, str], entry: Entry
@@ -336,13 +370,10 @@ class _Held:
     def _remaining(self) -> float:
         return self._deadline - time.monotonic()
 
-    async def _until(
-        self, changed: asyncio.Future[None], otherwise: Problem, most: float = math.inf
-    ) -> None:
+    async def _until(self, changed: asyncio.Future[None], otherwise: Problem) -> None:
         remaining = self._remaining()
         if remaining <= 0:
             raise Refused(otherwise)
-        remaining = min(remaining, most)
         if self._routes.get(self._id) is None:
             # Only the deployer's answer is known, and what ends at once may never have a route.
             remaining = min(remaining, ASK_AGAIN_SECONDS)

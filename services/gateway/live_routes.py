@@ -90,6 +90,11 @@ class LiveRoutes:
         self._publish(function_id)
         return True
 
+    def reached(self, function_id: str, uid: str) -> None:
+        """Note that a function has answered through its ingress; who waits for that goes on."""
+        if self._table.mark_reached(function_id, uid):
+            self._wake(function_id)
+
     def watch(self, function_id: str) -> asyncio.Future[None]:
         """Return what is done at the next change of a function's route from this moment on.
 

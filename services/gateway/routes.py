@@ -22,12 +22,14 @@ class Entry:
     """A route, and what the gateway knows of it besides.
 
     `settled`: it has been READY once; an update that builds anew leaves it so.
-    `used`: a request has come for it; before, Envoy needs no cluster.
+    `used`: a request has come for it; before, Envoy needs no cluster. `reached`: it has answered
+    through its ingress.
     """
 
     route: Route
     settled: bool = False
     used: bool = False
+    reached: bool = False
 
     @property
     def expires(self) -> float:
@@ -82,6 +84,7 @@ class RouteTable:
             route,
             settled=route.state in _SETTLED or (same and cast("Entry", known).settled),
             used=used or (same and cast("Entry", known).used),
+            reached=same and cast("Entry", known).reached,
         )
         self._entries[route.function_id] = entry
         return entry
@@ -100,6 +103,14 @@ class RouteTable:
         if known is None or known.route.uid != uid or known.used:
             return False
         self._entries[function_id] = replace(known, used=True)
+        return True
+
+    def mark_reached(self, function_id: str, uid: str) -> bool:
+        """Note that a function has answered through its ingress; return whether that is news."""
+        known = self._entries.get(function_id)
+        if known is None or known.route.uid != uid or known.reached:
+            return False
+        self._entries[function_id] = replace(known, reached=True)
         return True
 
     def missing_from(self, uids: Iterable[str]) -> list[Route]:

@@ -345,3 +345,18 @@ async def test_an_ingress_that_never_knows_the_way(short_hold: Running) -> None:
         # READY says that it is known: what the ingress says then is the answer.
         await short_hold.deployer.put(route("f", upstream.endpoint, host=HOST))
         assert (await short_hold.http.get("/f/f/")).status_code == 404
+
+
+async def test_one_request_asks_an_ingress_for_all_that_wait(gateway: Running) -> None:
+    async def ingress(request: Request) -> None:
+        if len(upstream.requests) < 4:
+            await request.respond(b"", code=404, headers=NO_WAY)
+        else:
+            await request.respond(b"here", headers=FROM_BEHIND)
+
+    async with serve("127.0.0.2:0", ingress) as upstream:
+        early = route("f", upstream.endpoint, host=HOST, state=State.STATE_DEPLOYING)
+        await gateway.deployer.put(early)
+        answers = await asyncio.gather(*(gateway.http.get("/f/f/") for _ in range(30)))
+        assert {answer.text for answer in answers} == {"here"}
+        assert len(upstream.requests) == 3 + len(answers)
