@@ -207,7 +207,9 @@ class FunctionService(FunctionServiceServicer):
         row = await self._lookup.newest(id_of(request.name))
         if row.ended_time is None:
             row = await self._end(row, delete=True) or await self._lookup.newest(row.id)
-        # Also where another call has ended it: that one may not have come this far yet.
+        # Also where another call has ended it: that one may not have come this far yet, and this
+        # replica may not have heard of it.
+        self._catalog.update([row])
         await self._routes_taken()
         return DeleteFunctionResponse(function=self._view(row))
 

@@ -12,6 +12,8 @@ from mayfly.v1 import reclaimer_pb2, route_pb2
 from mayfly.v1.function_pb2 import State
 from mayfly.v1.source_pb2 import Stage
 
+from libs.store import Store
+from services.deployer.app import SCHEMA
 from services.deployer.drivers.base import Endpoint
 
 from .conftest import Gateway, Running, Start, eventually
@@ -148,6 +150,26 @@ async def test_one_replica_follows_and_another_takes_over(
     assert (await two.get("hello")).state == State.STATE_READY
     await one.end()
     await eventually(lambda: _state(two, State.STATE_IDLE))
+
+
+async def test_a_deletion_that_another_replica_began_is_over_when_this_one_says_so(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    await deployer.ready("hello")
+    gateway = Gateway(deployer)
+    await gateway.until(lambda: "hello" in gateway.routes)
+    # The other has written that, and is about to tell.
+    store = await Store.open(deployer.settings.database_url, SCHEMA.name, SCHEMA.queries)
+    async with store.connection() as connection:
+        await connection.execute(
+            "UPDATE functions SET ended_time = now(), state = $1, version = version + 1",
+            State.STATE_RECLAIMING,
+        )
+    await store.close()
+    await deployer.delete("hello")
+    assert "hello" not in gateway.routes
+    await gateway.leave()
 
 
 async def test_another_replica_goes_on_at_once_with_what_one_leaves(

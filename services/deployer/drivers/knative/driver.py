@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 _ROUTE_SECONDS = 60.0
 _SEEN_SECONDS = 10.0
+# A Service that somebody deleted leaves its revisions to be collected; until then names are taken.
+_TAKEN_SECONDS = 15.0
 
 
 class KnativeDriver:
@@ -105,10 +107,9 @@ class KnativeDriver:
             service = world.one(KNATIVE_SERVICE, names.function_name(uid))
             if status.routes_to(service, revision):
                 return next(filter(pods.is_ready, mine), None), None
-            trouble = (
-                status.service_trouble(service)
-                or status.revision_trouble(world.one(KNATIVE_REVISION, revision))
-            )  # fmt: skip
+            trouble = status.revision_trouble(world.one(KNATIVE_REVISION, revision))
+            if trouble is None and watch.waited > _TAKEN_SECONDS:
+                trouble = status.service_trouble(service)
             if trouble is not None:
                 return None, trouble
             there = [pod for pod in mine if "deletionTimestamp" not in pod["metadata"]]
@@ -273,10 +274,15 @@ class _Start:
         self._running_since: float | None = None
         self.was_ready = False
 
+    @property
+    def waited(self) -> float:
+        """Seconds since the start."""
+        return self._loop.time() - self._began
+
     def judged(self, mine: Sequence[Manifest]) -> tuple[Manifest | None, Trouble | None] | None:
         """A pod with its trouble; None: wait on."""
         now = self._loop.time()
-        waited = now - self._began
+        waited = self.waited
         for pod in mine:
             trouble = failures.trouble_of(pod, self._workload, self._settings, waited)
             if trouble is not None:
