@@ -70,10 +70,6 @@ class Activity:
             self._last_use[function] = self._clock()
             self.wake()
 
-    def created(self, function: Function) -> None:
-        """Note a new function: Envoy's counts begin a little after its cluster's, so it counts."""
-        self._last_use[function] = self._clock()
-
     def report(self) -> ActivityReport | None:
         """Return what happened since the last report; None when there is nothing to say.
 

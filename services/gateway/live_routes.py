@@ -10,7 +10,7 @@ from mayfly.v1.function_pb2 import Protocol
 from mayfly.v1.route_pb2 import Route, SyncRoutesResponse
 
 from libs.rpc.addresses import Address
-from services.gateway.activity import Activity, Function
+from services.gateway.activity import Activity
 from services.gateway.endpoints import Names, addresses
 from services.gateway.protos import Proto
 from services.gateway.routes import Entry, RouteTable, is_between_endpoints, needs_cluster
@@ -116,14 +116,11 @@ class LiveRoutes:
             self._waiting.pop(function_id, None)
 
     def _upsert(self, route: Route, *, in_snapshot: bool) -> None:
-        known = self._table.get(route.function_id)
         if self._snapshot is not None and in_snapshot:
             self._snapshot.add(route.uid)
         # What was there before this process may have been used before it: no first request.
         self._table.upsert(route, used=in_snapshot or route.uid in self._used_early)
         self._used_early.discard(route.uid)
-        if not in_snapshot and (known is None or known.route.uid != route.uid):
-            self.activity.created(Function(route.function_id, route.uid))
         self._publish(route.function_id)
         self._wake(route.function_id)
 
