@@ -14,6 +14,21 @@ from opentelemetry.sdk.trace import TracerProvider
 from libs.rpc.server import MAX_MESSAGE_BYTES
 from libs.rpc.tracing import is_traced
 
+
+def retry_policy(attempts: int, initial_backoff: str) -> dict[str, Any]:
+    """Return gRPC's `retryPolicy` for calls that may be made again where nobody can be reached.
+
+    attempts: with the first, at most 5. initial_backoff: as JSON has a Duration, such as "0.1s".
+    """
+    return {
+        "maxAttempts": attempts,
+        "initialBackoff": initial_backoff,
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+
+
 _SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
         {
@@ -25,13 +40,7 @@ _SERVICE_CONFIG: dict[str, Any] = {
             "name": [{}],
             # UNAVAILABLE means that the call was not begun, or that the service is restarting;
             # every method of ours is idempotent, so trying again is safe.
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
+            "retryPolicy": retry_policy(4, "0.05s"),
         },
     ]
 }

@@ -138,7 +138,7 @@ class Deployer:
         )  # fmt: skip
         self.role = Role(store, f"driver of {settings.target}", replica)
         self.restoration = Restoration(
-            store, driver, self.journal, viewpoint, settings.target, tools.reserved,
+            store, lookup, driver, self.journal, viewpoint, settings.target, tools.reserved,
             self.take_rows,
         )  # fmt: skip
         self.lost_images = LostImages(

@@ -15,6 +15,7 @@ from libs.store import Store, StoreUnavailable
 from services.deployer.drivers.base import Driver, DriverUnavailable, Endpoint, Workload
 from services.deployer.effective import workload_of
 from services.deployer.journal import NO_GUARD, Change, Guard, Journal, mask_of
+from services.deployer.lookup import Lookup
 from services.deployer.rows import RUNNABLE, FunctionRow, row_of
 from services.deployer.view import Viewpoint
 
@@ -31,6 +32,7 @@ class Restoration:
     def __init__(
         self,
         store: Store,
+        lookup: Lookup,
         driver: Driver,
         journal: Journal,
         viewpoint: Viewpoint,
@@ -39,6 +41,7 @@ class Restoration:
         on_rows: Callable[[Sequence[FunctionRow]], None],
     ) -> None:
         self._store = store
+        self._lookup = lookup
         self._driver = driver
         self._journal = journal
         self._viewpoint = viewpoint
@@ -79,14 +82,8 @@ class Restoration:
     async def wanted(self, uid: str) -> Workload | None:
         """Return what a function is to run by its row as it is now; None for one that has ended,
         has failed or was never ready. Raises DriverUnavailable where the store is away."""
-
-        async def read() -> list[FunctionRow]:
-            async with self._store.connection() as connection:
-                records = self._store.queries.functions_by_uid(connection, uids=[uid])
-                return [row_of(record) async for record in records]
-
         try:
-            rows = await self._store.retrying(read)
+            rows = await self._lookup.by_uids([uid])
         except StoreUnavailable as error:
             raise DriverUnavailable(f"what it is to run cannot be read: {error}") from error
         served = [row for row in rows if _is_served(row)]

@@ -17,6 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from mayfly.v1 import build_pb2, function_pb2, janitor_pb2
 
 from libs.rpc.addresses import Address, parse
+from libs.rpc.channel import retry_policy
 from libs.rpc.server import Server
 from libs.telemetry import metrics, setup
 from services.gateway import admin, pages
@@ -57,13 +58,7 @@ _SERVICE_CONFIG: dict[str, Any] = {
         {
             # A deployer that ends takes a question along; another one, or the next, answers it.
             "name": [{"service": "mayfly.v1.RouteService", "method": "ActivateFunction"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
+            "retryPolicy": retry_policy(5, "0.1s"),
         }
     ]
 }
