@@ -10,7 +10,8 @@ import secrets
 import subprocess
 import tarfile
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,25 @@ async def followed(cluster: Cluster, namespace: str) -> AsyncIterator[Followed]:
     made.task.cancel()
     await asyncio.wait([made.task])
     await driver.close()
+
+
+@asynccontextmanager
+async def successor(
+    followed: Followed, cluster: Cluster, namespace: str
+) -> AsyncGenerator[Followed]:
+    """The driver of another replica, which has been given what the first is to run."""
+    settings = ClusterSettings(installation=namespace, namespace=namespace)
+    driver = DeploymentDriver(Setup(settings, cluster.python_image))
+    await driver.start()
+    try:
+        await driver.restore(list(followed.wanted.values()), {})
+        made = Followed(driver)
+        made.wanted = followed.wanted
+        yield made
+        made.task.cancel()
+        await asyncio.wait([made.task])
+    finally:
+        await driver.close()
 
 
 async def test_a_script_from_start_to_nothing(followed: Followed) -> None:
@@ -397,21 +417,11 @@ async def test_what_went_while_nobody_followed_comes_back_and_is_told(
     followed.task.cancel()
     await asyncio.wait([followed.task])
     cluster.kubectl("delete", "deployment", "-n", namespace, "-l", f"mayfly.dev/uid={made.uid}")
-    settings = ClusterSettings(installation=namespace, namespace=namespace)
-    other = DeploymentDriver(Setup(settings, cluster.python_image))
-    await other.start()
-    try:
-        await other.restore([made], {})
-        second = Followed(other)
-        second.wanted = followed.wanted
+    async with successor(followed, cluster, namespace) as second:
         told = await second.until(lambda n: isinstance(n, Reconciled) and n.uid == made.uid)
         assert isinstance(told, Reconciled)
         assert "Deployment" in told.text
         assert await get(await second.endpoint(made.uid, True)) == b"back"
-        second.task.cancel()
-        await asyncio.wait([second.task])
-    finally:
-        await other.close()
 
 
 async def test_another_replica_takes_over(
@@ -419,15 +429,5 @@ async def test_another_replica_takes_over(
 ) -> None:
     made = script(SERVE.format(answer="still here"))
     await followed.deploy(made)
-    settings = ClusterSettings(installation=namespace, namespace=namespace)
-    other = DeploymentDriver(Setup(settings, cluster.python_image))
-    await other.start()
-    try:
-        await other.restore([made], {})
-        second = Followed(other)
-        second.wanted = followed.wanted
+    async with successor(followed, cluster, namespace) as second:
         assert await get(await second.endpoint(made.uid, True)) == b"still here"
-        second.task.cancel()
-        await asyncio.wait([second.task])
-    finally:
-        await other.close()
