@@ -144,6 +144,15 @@ def test_probes(changes: dict[str, Any], probe: dict[str, Any]):
     assert ("livenessProbe" in container) == (changes.get("kind") == "handler")
 
 
+def test_an_answer_may_begin_before_its_request_has_ended():
+    def annotations(**changes: Any) -> Any:
+        return made(**changes)[0]["spec"]["template"]["metadata"]["annotations"]
+
+    assert annotations()["features.knative.dev/http-full-duplex"] == "Enabled"
+    # HTTP/2 has it anyway, and Knative's sidecar fails over the word.
+    assert "features.knative.dev/http-full-duplex" not in annotations(http2=True)
+
+
 def test_http2_is_named_and_runtime_class_and_pull_secrets_are_taken():
     assert made(http2=True)[1]["ports"][0]["name"] == "h2c"
     settings = replace(SETTINGS, runtime_class="gvisor", image_pull_secrets=("one", "two"))

@@ -79,12 +79,17 @@ def _annotations(workload: Workload, settings: ClusterSettings) -> dict[str, str
     least, most = _WINDOW_SECONDS
     window = min(most, max(least, math.ceil(workload.idle_stop)))
     deadline = math.ceil(workload.start_timeout + settings.pull_seconds) + _DEADLINE_SECONDS
-    return {
+    annotations = {
         "autoscaling.knative.dev/min-scale": str(workload.min_instances),
         "autoscaling.knative.dev/max-scale": str(workload.max_instances),
         "autoscaling.knative.dev/window": f"{window}s",
         "serving.knative.dev/progress-deadline": f"{deadline}s",
     }
+    if not workload.http2:
+        # Go's server closes a body when its answer begins; a proxy in Go that has not seen the
+        # body's end by then breaks the answer off. https://pkg.go.dev/net/http#ResponseController
+        annotations["features.knative.dev/http-full-duplex"] = "Enabled"
+    return annotations
 
 
 def _container(workload: Workload) -> dict[str, Any]:
