@@ -31,6 +31,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"buildBackends": "bundle"}, "buildBackends"),
     ({"namespaces": {"functions": "sys"}}, "namespaces"),
     ({"gateway": {"service": {"nodePort": 30000}}}, "gateway.service.nodePort"),
+    ({"baseImage": "docker.io/library/python:3.12-slim"}, "basePython"),
+    ({"baseImage": "ghcr.io/astral-sh/uv:python3.12-bookworm-slim"}, "basePython"),
 ]
 
 

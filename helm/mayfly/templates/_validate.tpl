@@ -30,4 +30,9 @@
 {{- if or (eq (include "mayfly.functionsNamespace" .) .Release.Namespace) (eq (include "mayfly.buildsNamespace" .) .Release.Namespace) }}
 {{- fail "namespaces: functions and builds live apart from the services; use other namespaces than the release's" }}
 {{- end }}
+{{- /* Only where the image's name tells it, as those of Docker's library and of uv do. */}}
+{{- $python := regexFind "python:?3\\.[0-9]+" $v.baseImage | trimPrefix "python" | trimPrefix ":" }}
+{{- if and $python $v.basePython (ne $python $v.basePython) }}
+{{- fail (printf "basePython: baseImage %s has Python %s, not %s; give both, or leave basePython empty" $v.baseImage $python $v.basePython) }}
+{{- end }}
 {{- end }}
