@@ -21,6 +21,8 @@ BUILDER ?= $(shell for b in buildah podman docker; do \
 IMAGE ?= mayfly:0.1.0
 # Of the tests of a cluster all, or those that are named: folders, files and options of pytest.
 CLUSTER_TESTS ?= tests/cluster
+# How many tests at a time; each waits more than it computes.
+TEST_WORKERS ?= 2
 TARGET ?= mayfly
 BASE_PYTHON ?= 3.13
 
@@ -56,7 +58,7 @@ demo: setup  ## deploy the examples, call them, let a lease end, show its receip
 	@exec $(BIN)/python -m examples.demo
 
 test: setup-dev  ## all tests; those of a cluster skip where there is none
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 conformance: setup-dev  ## the conformance suite against URL=http://...
 	$(BIN)/python -m pytest tests/conformance $(if $(URL),--url $(URL))
@@ -92,7 +94,7 @@ wheels: setup  ## fill wheels/ for `make image` without a network: BASE_PYTHON=3
 		--python-version $(BASE_PYTHON) --only-binary :all: -r wheels/build.txt
 
 cluster-test: setup-dev  ## the chart on a real cluster; needs KUBECONFIG and the variables of docs/kubernetes.md
-	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout 900
+	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout 900 --durations 40
 
 bench-cluster: setup-dev  ## figures on that cluster, each beside its peer's: KNATIVE=URL DEPLOYMENT=URL
 	$(BIN)/python -m bench.cluster.images

@@ -93,7 +93,8 @@ _BAD_FIELD = Problem(
     "INVALID_ARGUMENT",
     "INVALID_FIELD",
     "the request cannot be read",
-    "send JSON with the fields and query parameters that /openapi.json describes",
+    "send JSON with the fields and query parameters that /openapi.json describes; a duration is "
+    'seconds with an "s", such as "90s"',
 )
 _NO_SUCH_METHOD = Problem(
     404,
