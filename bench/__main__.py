@@ -9,20 +9,19 @@ from __future__ import annotations
 import argparse
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench import machine
 from bench.cold import ContainerColdStart, IdleHandlers
-from bench.figures import Figure, markdown_table, text_table
+from bench.figures import Figure, text_table
 from bench.http import Client
 from bench.many import Many
 from bench.peers import Containers, install
+from bench.results import keep
 from bench.submit import HANDLER, SCRIPT, ContainerSubmission, Submission, UvRun
 from bench.warm import WarmPath
 from tests.conformance.standalone import Standalone
@@ -158,21 +157,13 @@ def progress(group: str, done: int, of: int) -> None:
         print(f"\r{group}: {done}/{of} ", end="" if done < of else "\n", file=sys.stderr)
 
 
-def revision() -> str:
-    """Return the commit that is measured, or "unknown" outside a clone."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> int:
     """Take the figures, print them, and write them where asked."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50, help="samples of each row (50)")
     parser.add_argument("--functions", type=int, default=10_000, help="how many are many (10,000)")
     parser.add_argument("--no-peers", action="store_true", help="leave buildah and runc out")
-    parser.add_argument("--results", type=Path, help="also write the table to this file")
+    parser.add_argument("--results", type=Path, help="also keep the table in this file")
     options = parser.parse_args()
     where = machine.describe()
     figures: list[Figure] = []
@@ -180,11 +171,7 @@ def main() -> int:
         figures += group
     print(f"{where}\n\n{text_table(figures)}")
     if options.results:
-        day = time.strftime("%Y-%m-%d")
-        options.results.write_text(
-            f"# Figures of {day}, commit {revision()}\n\n{where}.\n\n{markdown_table(figures)}\n\n"
-            "How each is measured and what limits it: README.md beside this file.\n"
-        )
+        keep(options.results, "One machine", where, figures)
     return 0
 
 

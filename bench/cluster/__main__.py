@@ -18,11 +18,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench import machine
-from bench.__main__ import revision
 from bench.cluster.peers import ByHand
 from bench.cluster.world import until_nothing_is_left
-from bench.figures import Figure, markdown_table, text_table
+from bench.figures import Figure, text_table
 from bench.http import BenchFailed, Client
+from bench.results import keep
 from bench.submit import HANDLER, Submission
 from libs.kube.cluster import Cluster
 from libs.kube.kinds import NAMESPACE
@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--knative", help="URL of a release with driver=knative")
     parser.add_argument("--rounds", type=int, default=10, help="samples of each row (10)")
     parser.add_argument("--functions", type=int, default=200, help="how many are many (200)")
-    parser.add_argument("--results", type=Path, help="also write the table to this file")
+    parser.add_argument("--results", type=Path, help="also keep the table in this file")
     options = parser.parse_args()
     given = {"deployment": options.deployment, "knative": options.knative}
     releases = {driver: url for driver, url in given.items() if url}
@@ -191,12 +191,7 @@ def main() -> int:
     figures = asyncio.run(take(releases, options.rounds, options.functions))
     print(f"{where}\n\n{text_table(figures)}")
     if options.results:
-        day = time.strftime("%Y-%m-%d")
-        options.results.write_text(
-            f"# Figures on a cluster of {day}, commit {revision()}\n\n{where}.\n\n"
-            f"{markdown_table(figures)}\n\n"
-            "How each is measured and what limits it: README.md beside this file.\n"
-        )
+        keep(options.results, f"Kubernetes: {', '.join(releases)}", where, figures)
     return 0
 
 

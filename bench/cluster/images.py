@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import runtimes.python
+from bench import machine
 from bench.figures import Figure, text_table
 from bench.http import BenchFailed
+from bench.results import keep
 from bench.submit import HANDLER
 from libs.registry import Repository, Transport
 from services.builder.backends.base import Order
@@ -195,12 +197,17 @@ async def _remove(host: str, name: str) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds: int = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each row (5)")
+    parser.add_argument("--results", type=Path, help="also keep the table in this file")
+    options = parser.parse_args()
+    where = machine.describe()
     namespace = f"bench-images-{secrets.token_hex(4)}"
     _run(["kubectl", "create", "namespace", namespace], b"")
     try:
-        print(text_table(asyncio.run(measure(rounds, namespace))))
+        figures = asyncio.run(measure(options.rounds, namespace))
+        print(f"{where}\n\n{text_table(figures)}")
+        if options.results:
+            keep(options.results, "Kubernetes: images", where, figures)
     finally:
         _run(["kubectl", "delete", "namespace", namespace, "--wait=false"], b"")
 
