@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -111,11 +111,11 @@ class Store:
         """Wake the listeners of `channel` when the connection's transaction commits."""
         await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
 
-    async def listen(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
+    async def listen(self, *channels: str) -> AsyncGenerator[tuple[str, str]]:
         """Yield (channel, payload) of notifications, without end.
 
         After each (re)connection it yields ("", ""): what was notified meanwhile is not known, so
-        the listener looks for itself.
+        the listener looks for itself. Whoever may be interrupted closes it (`aclosing`).
         """
         while True:
             queue: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
@@ -145,8 +145,12 @@ class Store:
                 self.dsn, server_settings={"application_name": f"mayfly-{self.schema}-listen"}
             )
             connection.add_termination_listener(on_end)
-            for channel in channels:
-                await connection.add_listener(channel, on_notification)
+            try:
+                for channel in channels:
+                    await connection.add_listener(channel, on_notification)
+            except BaseException:
+                connection.terminate()
+                raise
             return connection
 
         return await _reconnecting(connect)

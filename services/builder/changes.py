@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 from libs.store import Store
 
@@ -43,12 +43,13 @@ class Changes:
 
     async def listen(self) -> None:
         """Pass on what other replicas tell, without end."""
-        async for channel, payload in self._store.listen(BUILDS, QUEUE):
-            if channel == BUILDS:
-                self.tell(payload)
-                continue
-            self.queue.set()
-            if not channel:
-                # Connected anew: what was told meanwhile is not known.
-                for build in list(self._waiters):
-                    self.tell(build)
+        async with aclosing(self._store.listen(BUILDS, QUEUE)) as notifications:
+            async for channel, payload in notifications:
+                if channel == BUILDS:
+                    self.tell(payload)
+                    continue
+                self.queue.set()
+                if not channel:
+                    # Connected anew: what was told meanwhile is not known.
+                    for build in list(self._waiters):
+                        self.tell(build)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
@@ -105,11 +106,12 @@ class Replicas:
     async def follow(self) -> None:
         """Take in what others wrote, without end."""
         try:
-            async for channel, payload in self._store.listen(CHANNEL):
-                try:
-                    await (self._take(payload) if channel else self._read_all())
-                except StoreUnavailable as error:
-                    log.warning("notification_lost", error=str(error))
+            async with aclosing(self._store.listen(CHANNEL)) as notifications:
+                async for channel, payload in notifications:
+                    try:
+                        await (self._take(payload) if channel else self._read_all())
+                    except StoreUnavailable as error:
+                        log.warning("notification_lost", error=str(error))
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from libs.store import Store, StoreUnavailable, UniqueViolation
@@ -80,7 +81,37 @@ async def test_listeners_hear_commits_only(
         await store.notify(connection, "things", "x")
     async with asyncio.timeout(5):
         assert await anext(listening) == ("things", "x")
-    await listening.aclose()  # type: ignore[attr-defined]
+    await listening.aclose()
+    await store.close()
+
+
+async def test_a_listener_that_is_stopped_while_it_begins_leaves_no_connection(
+    database_url: str, migrations: Path, queries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(upgrade, database_url, "svc", migrations)
+    store = await Store.open(database_url, "svc", queries)
+    begun = asyncio.Event()
+
+    async def silent(*_: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def left() -> int:
+        async with store.connection() as connection:
+            return await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1",
+                "mayfly-svc-listen",
+            )
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", silent)
+    begins = asyncio.ensure_future(anext(store.listen("things")))
+    async with asyncio.timeout(5):
+        await begun.wait()
+        assert await left() == 1
+        begins.cancel()
+        await asyncio.wait([begins])
+        while await left():
+            pass
     await store.close()
 
 
@@ -106,7 +137,7 @@ async def test_goes_on_after_postgres_was_killed(
             assert await anext(listening) == ("", "")
         async with store.connection() as connection:
             assert await store.queries.count_things(connection) == 1
-        await listening.aclose()  # type: ignore[attr-defined]
+        await listening.aclose()
         await store.close()
     finally:
         await server.stop()
