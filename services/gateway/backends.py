@@ -11,6 +11,8 @@ import structlog
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from libs.rpc.cancellation import raise_if_cancelled
+
 log = structlog.get_logger()
 
 RETRY_SECONDS = 0.5
@@ -45,6 +47,7 @@ class Backends:
                 async for answer in stub.Watch(HealthCheckRequest(service=name)):
                     await self._set(name, answer.status == HealthCheckResponse.SERVING)
             except grpc.aio.AioRpcError as error:
+                raise_if_cancelled()
                 log.debug("backend_away", service=name, code=error.code().name)
             await self._set(name, False)
             await asyncio.sleep(RETRY_SECONDS)

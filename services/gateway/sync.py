@@ -21,6 +21,7 @@ from mayfly.v1.route_pb2 import (
 )
 from mayfly.v1.route_pb2_grpc import RouteServiceStub
 
+from libs.rpc.cancellation import raise_if_cancelled
 from libs.rpc.errors import from_rpc_error
 from services.gateway.activation import Refused
 from services.gateway.errors import CONTROL_AWAY, ENDED, NOT_FOUND, Problem
@@ -70,6 +71,7 @@ class Sync:
                 await self._one_stream()
                 code, detail = "OK", "closed by the deployer"
             except grpc.aio.AioRpcError as error:
+                raise_if_cancelled()
                 code, detail = error.code().name, error.details()
             if self._routes.synced.is_set():  # said once, not at every try
                 log.warning("routes_stream_broken", code=code, detail=detail)

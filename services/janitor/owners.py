@@ -12,6 +12,7 @@ import structlog
 from mayfly.v1 import reclaimer_pb2, reclaimer_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 
+from libs.rpc.cancellation import raise_if_cancelled
 from libs.rpc.channel import connect
 
 log = structlog.get_logger()
@@ -75,6 +76,7 @@ class Owner:
             try:
                 await self._watch_once(sink)
             except grpc.aio.AioRpcError as error:
+                raise_if_cancelled()
                 log.info("owner_lost", owner=self.name, code=error.code().name)
             if self.connected.is_set():
                 self.connected.clear()

@@ -7,8 +7,9 @@ import itertools
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.rpc.process import StartError
+from services.gateway.sync import Sync
 from tests.gateway.conftest import Running, eventually, running
 from tests.gateway.deployer import Deployer, route
 from tests.gateway.upstream import Request, echo, serve
@@ -79,6 +81,36 @@ async def test_readiness_needs_the_routes_once_and_liveness_nothing(directory: P
         await deployer.until(lambda: not deployer.gateways)
         assert await ready()  # functions go on
         assert await status(address, "liveness") == "SERVING"
+
+
+async def test_a_stop_is_not_lost_in_a_stream_that_cannot_be_opened() -> None:
+    def opened(*_: Any, **__: Any) -> Any:
+        return lambda requests: Unopened()
+
+    class Unopened:
+        """As grpc.aio's: its own failure takes the place of a cancellation."""
+
+        def cancel(self) -> None:
+            pass
+
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing)
+            yield
+
+    channel: Any = SimpleNamespace(stream_stream=opened, unary_unary=opened)
+    routes: Any = SimpleNamespace(
+        activity=SimpleNamespace(), synced=asyncio.Event(), stream_ended=lambda: None
+    )
+    inventory: Any = None
+    running = asyncio.create_task(Sync(channel, "one", routes, inventory).run())
+    await asyncio.sleep(0)
+    running.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([running])
+    assert running.cancelled()
 
 
 async def test_a_taken_health_port_is_named(directory: Path, deployer: Deployer) -> None:
