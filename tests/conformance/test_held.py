@@ -80,4 +80,4 @@ async def test_unknown_functions_are_refused_at_once(mayfly: Door) -> None:
         problem = problem_of(await mayfly.http.get(path))
         assert (problem.http, problem.reason) == (404, "NOT_FOUND")
         assert problem.fix
-        assert loop.time() - began < 1.0
+        assert loop.time() - began < 5.0  # requests are held for longer

@@ -181,7 +181,7 @@ async def test_endless_output_harms_nobody(world: World) -> None:
     await world.logged("a", "lines dropped")
     quick = await call(other)
     assert quick.status == 200
-    assert quick.seconds < 0.5
+    assert quick.seconds < 2
     with pytest.raises(OSError):  # noqa: PT011 - however the connection ends
         await caller
     assert sum(len(line) for line in world.logs("a")) < 2_000_000

