@@ -108,7 +108,7 @@ def _create(url: str, function_id: str) -> None:
     client = Client(url)
     try:
         client.create(
-            function_id, handler=HANDLER, ttl="1h", resources={"memoryBytes": str(64 << 20)}
+            function_id, handler=HANDLER, ttl="3600s", resources={"memoryBytes": str(64 << 20)}
         )
     finally:
         client.close()
