@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
 
 import grpc
 import structlog
@@ -17,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from mayfly.v1 import build_pb2, function_pb2, janitor_pb2
 
 from libs.rpc.addresses import Address, parse
-from libs.rpc.channel import retry_policy
+from libs.rpc.channel import connect_streams
 from libs.rpc.server import Server
 from libs.telemetry import metrics, setup
 from services.gateway import admin, pages
@@ -53,25 +52,8 @@ log = structlog.get_logger()
 # Reflection answers from the descriptors of modules that are imported.
 REFLECTED = (build_pb2, function_pb2, janitor_pb2)
 STOP_GRACE = 1.0
-_SERVICE_CONFIG: dict[str, Any] = {
-    "methodConfig": [
-        {
-            # A deployer that ends takes a question along; another one, or the next, answers it.
-            "name": [{"service": "mayfly.v1.RouteService", "method": "ActivateFunction"}],
-            "retryPolicy": retry_policy(5, "0.1s"),
-        }
-    ]
-}
-_CHANNEL_OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.max_receive_message_length", -1),  # a snapshot's chunk, from our own deployer
-    ("grpc.enable_http_proxy", 0),
-)
+# A deployer that ends takes a question along; another one, or the next, answers it.
+ASKED_AGAIN = ("mayfly.v1.RouteService/ActivateFunction",)
 
 
 async def serve(
@@ -131,9 +113,15 @@ async def serve(
                 log.warning("inventory_without_envoy", detail=str(error))
                 return []
 
-        deployer = await stack.enter_async_context(_channel(settings.deployer_address))
-        builder = await stack.enter_async_context(_channel(settings.builder_address))
-        janitor = await stack.enter_async_context(_channel(settings.janitor_address))
+        deployer = await stack.enter_async_context(
+            connect_streams(settings.deployer_address, ASKED_AGAIN)
+        )
+        builder = await stack.enter_async_context(
+            connect_streams(settings.builder_address, ASKED_AGAIN)
+        )
+        janitor = await stack.enter_async_context(
+            connect_streams(settings.janitor_address, ASKED_AGAIN)
+        )
         sync = Sync(deployer, settings.gateway_name, routes, inventory)
 
         def acked(epoch: Epoch) -> None:
@@ -274,16 +262,6 @@ def _inputs(
         tls_secret=tls_secret,
         trusted_proxies=settings.trusted_proxies,
     )
-
-
-@asynccontextmanager
-async def _channel(address: str) -> AsyncGenerator[grpc.aio.Channel]:
-    """A channel without tracing; streams are not retried by it, they are resumed by us."""
-    channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    try:
-        yield channel
-    finally:
-        await channel.close()
 
 
 @asynccontextmanager

@@ -85,14 +85,14 @@ class LiveRoutes:
             early = uid not in self._used_early
             self._used_early.add(uid)
             return early
-        if not self._table.mark_used(function_id, uid):
+        if not self._table.note(function_id, uid, "used"):
             return False
         self._publish(function_id)
         return True
 
     def reached(self, function_id: str, uid: str) -> None:
         """Note that a function has answered through its ingress; who waits for that goes on."""
-        if self._table.mark_reached(function_id, uid):
+        if self._table.note(function_id, uid, "reached"):
             self._wake(function_id)
 
     def watch(self, function_id: str) -> asyncio.Future[None]:

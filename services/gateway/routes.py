@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, cast
 
 from mayfly.v1.function_pb2 import State
 from mayfly.v1.route_pb2 import Route
@@ -97,20 +97,12 @@ class RouteTable:
         del self._entries[function_id]
         return True
 
-    def mark_used(self, function_id: str, uid: str) -> bool:
-        """Note that a function is used; return whether that is news."""
+    def note(self, function_id: str, uid: str, fact: Literal["used", "reached"]) -> bool:
+        """Note that a function is used, or has answered by its ingress; return if that is news."""
         known = self._entries.get(function_id)
-        if known is None or known.route.uid != uid or known.used:
+        if known is None or known.route.uid != uid or getattr(known, fact):
             return False
-        self._entries[function_id] = replace(known, used=True)
-        return True
-
-    def mark_reached(self, function_id: str, uid: str) -> bool:
-        """Note that a function has answered through its ingress; return whether that is news."""
-        known = self._entries.get(function_id)
-        if known is None or known.route.uid != uid or known.reached:
-            return False
-        self._entries[function_id] = replace(known, reached=True)
+        self._entries[function_id] = replace(known, **{fact: True})
         return True
 
     def missing_from(self, uids: Iterable[str]) -> list[Route]:

@@ -16,13 +16,13 @@ from tests.gateway.deployer import route
 def test_upsert_replaces_and_remembers_within_one_life() -> None:
     table = RouteTable()
     table.upsert(route("a", "unix:/1", uid="1", state=State.STATE_READY))
-    assert table.mark_used("a", "1")
-    assert not table.mark_used("a", "1")
+    assert table.note("a", "1", "used")
+    assert not table.note("a", "1", "used")
     updating = table.upsert(route("a", "unix:/1", uid="1", state=State.STATE_BUILDING))
     assert (updating.used, updating.settled) == (True, True)
     newer = table.upsert(route("a", "unix:/2", uid="2", state=State.STATE_BUILDING))
     assert (newer.used, newer.settled) == (False, False)
-    assert not table.mark_used("a", "1")
+    assert not table.note("a", "1", "used")
 
 
 def test_removal_is_by_uid() -> None:
