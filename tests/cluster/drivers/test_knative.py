@@ -34,6 +34,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("serving {word}", flush=True)
 http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 """
+MADE_BY_KNATIVE = (
+    "configuration.serving.knative.dev",
+    "route.serving.knative.dev",
+    "ingress.networking.internal.knative.dev",
+    "serverlessservice.networking.internal.knative.dev",
+    "podautoscaler.autoscaling.internal.knative.dev",
+    "deployment.apps",
+    "replicaset.apps",
+    "service",
+    "endpointslice.discovery.k8s.io",
+    "pod",
+)
 LIMITS = base.Limits(memory_bytes=128 << 20, processes=64, open_files=256, cpu_seconds=60)
 
 
@@ -163,14 +175,33 @@ async def test_deploy_update_failed_update_and_removal(
     assert caught.value.log_tail == ["oh no"]
     assert await running.get(second) == "two ho"
     left = await running.driver.list_resources()
-    made = {each.id for each in left if each.type != "pod"}
-    assert len(made) == 3  # a Service, a Revision, a Secret
+    own = ("service.serving.knative.dev", "revision.serving.knative.dev", "secret")
+    made = {each.id for each in left if each.type in own}
+    assert len(made) == 3
     assert f"fn-{one.uid}-00002" in made
 
     running.wanted.clear()
     removed = await running.driver.remove([one.uid])
     assert {each.id for each in removed[one.uid]} >= made
     assert await running.driver.list_resources() == []
+
+
+async def test_what_knative_made_is_gone_when_a_removal_returns(
+    cluster: Any, running: Running, tmp_path: Path
+):
+    """Of functions that sleep as well, where no pod's end gives the garbage collector time."""
+    image = pushed(cluster, tmp_path, SERVER.replace("{word}", "one"))
+    some = [script(image) for _ in range(4)]
+    await asyncio.gather(*map(running.deploy, some))
+    look = ("-n", running.namespace, "get", ",".join(MADE_BY_KNATIVE), "-o", "name")
+    made = {name.partition("/")[0] for name in cluster.kubectl(*look).split()}
+    assert made == set(MADE_BY_KNATIVE)
+    running.told.clear()
+    for each in some:
+        await running.until_told(lambda told, uid=each.uid: told == base.BecameIdle(uid))
+    running.wanted.clear()
+    await running.driver.remove([each.uid for each in some])
+    assert cluster.kubectl(*look) == ""
 
 
 async def test_failures_have_their_reasons(cluster: Any, running: Running, tmp_path: Path):

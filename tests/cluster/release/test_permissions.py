@@ -33,7 +33,10 @@ MAKES = "create patch get list watch delete"
 DEPLOYER = {
     "knative": rights(
         f"services.serving.knative.dev: {MAKES}",
+        "configurations.serving.knative.dev: list watch delete",
         "revisions.serving.knative.dev: list watch delete",
+        "deployments.apps: list watch delete",
+        "replicasets.apps: list watch delete",
         f"secrets: {MAKES}",
         "pods: list watch delete",
         "pods/log: get",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from libs.kube.kinds import POD
 from services.deployer.drivers.base import Resource
 from services.deployer.drivers.cluster import names
 from services.deployer.drivers.cluster.world import World, resource_of, translated
@@ -16,7 +15,7 @@ async def list_resources(world: World) -> list[Resource]:
     found: list[Resource] = []
     chosen = names.selector(world.settings)
     with translated():
-        for kind in (*world.kinds, POD):
+        for kind in world.all_kinds:
             objects = await world.cluster.list(kind, world.settings.namespace, chosen)
             found += [resource_of(each) for each in objects]
     return found

@@ -13,7 +13,16 @@ import structlog
 from libs.kube.cluster import Cluster
 from libs.kube.errors import KubeError
 from libs.kube.informer import Change, Informer
-from libs.kube.kinds import DEPLOYMENT, POD, REPLICA_SET, Kind, Manifest
+from libs.kube.kinds import (
+    DEPLOYMENT,
+    KNATIVE_CONFIGURATION,
+    KNATIVE_REVISION,
+    KNATIVE_SERVICE,
+    POD,
+    REPLICA_SET,
+    Kind,
+    Manifest,
+)
 from services.deployer.drivers.base import DeployFailed, DriverUnavailable, Resource
 from services.deployer.drivers.cluster import failures, names, pods
 from services.deployer.drivers.cluster.failures import LOG_TAIL, Trouble
@@ -31,6 +40,8 @@ _POD_GRACE = 1
 _LATE_SECONDS = 1.0
 _LETS_GO = frozenset({DEPLOYMENT, REPLICA_SET})
 """Kinds that are deleted without what they made, which is deleted by itself."""
+_TOP_DOWN = (KNATIVE_SERVICE, KNATIVE_CONFIGURATION, KNATIVE_REVISION, DEPLOYMENT, REPLICA_SET)
+"""Kinds that make others or pods, and make again what is deleted before them."""
 _AT_ONCE = 16
 _BATCH = 50
 _T = TypeVar("_T")
@@ -41,13 +52,17 @@ OnChange = Callable[[Kind, Change], None]
 class World:
     """Pods, and the `kinds` of objects that a driver makes, of this installation.
 
-    kinds: in the order in which they are to be deleted. While the API server is away everything
-    here raises DriverUnavailable after a while, and goes on by itself afterwards.
+    made: kinds that controllers make of these; they are looked at to be removed. While the API
+    server is away everything here raises DriverUnavailable after a while, and goes on by itself
+    afterwards.
     """
 
-    def __init__(self, settings: ClusterSettings, kinds: Sequence[Kind]) -> None:
+    def __init__(
+        self, settings: ClusterSettings, kinds: Sequence[Kind], made: Sequence[Kind] = ()
+    ) -> None:
         self.settings = settings
         self.kinds = tuple(kinds)
+        self.all_kinds = (*kinds, *made, POD)
         self._cluster: Cluster | None = None
         self._stack = AsyncExitStack()
         self._informers: dict[Kind, Informer] = {}
@@ -64,7 +79,7 @@ class World:
             self._cluster = await Cluster.connect(self.settings.kubeconfig)
         self._stack.push_async_callback(self._cluster.close)
         chosen = names.selector(self.settings)
-        for kind in (*self.kinds, POD):
+        for kind in self.all_kinds:
             informer = self._cluster.watch(kind, self.settings.namespace, chosen)
             informer.observe(lambda change, kind=kind: self._take(kind, change))
             self._informers[kind] = await self._stack.enter_async_context(informer)
@@ -144,13 +159,9 @@ class World:
                 # First what would make other pods in their place, and it lets go of them: once a
                 # controller has told a pod to end with the grace of its own, its node does not
                 # hurry any more.
-                makers = [kind for kind in self.kinds if kind in _LETS_GO]
-                rest = [kind for kind in self.kinds if kind not in _LETS_GO]
-                made = [
-                    each
-                    for kind in makers
-                    for each in await self._delete_all([kind], chosen, slots)
-                ]
+                makers = [kind for kind in _TOP_DOWN if kind in self.all_kinds]
+                rest = [kind for kind in self.kinds if kind not in _TOP_DOWN]
+                made = await self._delete_all(makers, chosen, slots)
                 running, others = await asyncio.gather(
                     *(self._delete_all(kinds, chosen, slots) for kinds in ((POD,), rest))
                 )
@@ -243,8 +254,7 @@ class World:
         await asyncio.gather(
             *(
                 self._delete(kind, each, slots, lets_go=_lets_go(kind, each))
-                for kind in self.kinds
-                if kind in _LETS_GO
+                for kind in _TOP_DOWN
                 for each in self.all_of(kind, uid)
                 if "deletionTimestamp" not in each["metadata"]
             )
@@ -253,7 +263,7 @@ class World:
     def _left(self, uid: str) -> list[str]:
         return [
             f"{kind.name} {each['metadata']['name']}"
-            for kind in (*self.kinds, POD)
+            for kind in self.all_kinds
             for each in self.all_of(kind, uid)
         ]
 
@@ -313,6 +323,8 @@ class World:
             self._objects.setdefault(key, {})[change.name] = change.object
         for event in self._waiting.get(uid, ()):
             event.set()
+        if kind not in self.kinds and kind != POD:
+            return
         for observer in tuple(self._observers):
             observer(kind, change)
 

@@ -9,7 +9,16 @@ from contextlib import aclosing
 import structlog
 
 from libs.kube.errors import KubeError
-from libs.kube.kinds import KNATIVE_REVISION, KNATIVE_SERVICE, SECRET, Kind, Manifest
+from libs.kube.kinds import (
+    DEPLOYMENT,
+    KNATIVE_CONFIGURATION,
+    KNATIVE_REVISION,
+    KNATIVE_SERVICE,
+    REPLICA_SET,
+    SECRET,
+    Kind,
+    Manifest,
+)
 from services.deployer.drivers import base
 from services.deployer.drivers.cluster import container, failures, names, pods, residue
 from services.deployer.drivers.cluster.failures import Trouble
@@ -20,6 +29,9 @@ from services.deployer.drivers.knative import manifests, status
 
 log = structlog.get_logger()
 
+_KINDS = (KNATIVE_SERVICE, KNATIVE_REVISION, SECRET)
+_MADE = (KNATIVE_CONFIGURATION, DEPLOYMENT, REPLICA_SET)
+"""By Knative and Kubernetes: what makes revisions and pods, and would for a while go on to."""
 _ROUTE_SECONDS = 60.0
 _SEEN_SECONDS = 10.0
 # A Service that somebody deleted leaves its revisions to be collected; until then names are taken.
@@ -38,7 +50,7 @@ class KnativeDriver:
     def __init__(self, settings: ClusterSettings, *, ingress: str) -> None:
         self._settings = settings
         self._ingress = ingress
-        self._world = World(settings, (KNATIVE_SERVICE, KNATIVE_REVISION, SECRET))
+        self._world = World(settings, _KINDS, _MADE)
         self._known: dict[str, base.Workload] = {}
 
     async def start(self) -> None:
