@@ -86,6 +86,11 @@ def log_event(
     return Event(time or utcnow(), LOG, message.SerializeToString())
 
 
+def lost_image(build: str) -> str:
+    """The log's line for an image that somebody has removed."""
+    return f"the image of {build} is not in the registry any more; it is made again"
+
+
 def failure_event(failure: Failure, time: datetime | None = None) -> Event:
     """It failed."""
     return Event(time or utcnow(), FAILURE, failure.SerializeToString())

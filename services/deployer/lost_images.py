@@ -14,6 +14,7 @@ import structlog
 from libs.store import Store, StoreUnavailable
 from services.deployer.builds import BuilderUnavailable, Builds
 from services.deployer.drivers.base import ArtefactLost
+from services.deployer.events import lost_image
 
 log = structlog.get_logger()
 
@@ -96,8 +97,7 @@ class LostImages:
         lost = [uid for uid, build in wanted.items() if build in gone]
         self._tries = after(self._tries, wanted, lost, now, self._every)
         for uid in lost:
-            text = f"the image of {wanted[uid]} is not in the registry any more; it is made again"
-            self._tell(ArtefactLost(uid, text))
+            self._tell(ArtefactLost(uid, lost_image(wanted[uid])))
 
     async def _serving(self) -> dict[str, str]:
         async with self._store.connection() as connection:

@@ -137,7 +137,7 @@ SELECT f.*, now() AS now FROM f LEFT JOIN n ON true;
 -- What steps and notifications changed, with the events that say so, in one statement. A change
 -- with an owner holds only while that replica has the claim and the function lives; one with a
 -- mask only in the states whose bits are set. What is to be done again is a new generation, unless
--- there is one under way.
+-- there is one under way. A renewal that the builder has not been told of yet outdoes a new ttl.
 WITH c AS MATERIALIZED (
   SELECT * FROM unnest(
     :uids::text[], :owners::text[], :masks::integer[], :generations::integer[],
@@ -177,8 +177,10 @@ WITH c AS MATERIALIZED (
     ),
     instances = COALESCE(c.instances, f.instances),
     hold_due = COALESCE(NOT c.held, f.hold_due),
-    ttl = COALESCE(c.ttl, f.ttl),
-    expire_time = CASE WHEN c.ttl IS NULL THEN f.expire_time ELSE f.create_time + c.ttl END,
+    ttl = CASE WHEN f.hold_due THEN f.ttl ELSE COALESCE(c.ttl, f.ttl) END,
+    expire_time = CASE
+      WHEN f.hold_due OR c.ttl IS NULL THEN f.expire_time ELSE f.create_time + c.ttl
+    END,
     idle_timeout = COALESCE(c.idle_timeout, f.idle_timeout),
     claim_owner = CASE WHEN c.release THEN NULL ELSE f.claim_owner END,
     claim_until = CASE WHEN c.release THEN NULL ELSE f.claim_until END,

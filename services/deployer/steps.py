@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mayfly.v1.build_pb2 import Artefact, Build
-from mayfly.v1.function_pb2 import Function, StageEvent, State
+from mayfly.v1.function_pb2 import Function, LogEvent, StageEvent, State
 from mayfly.v1.source_pb2 import Failure, Source, Stage
 from opentelemetry.trace import Span, StatusCode, Tracer
 
@@ -26,6 +26,8 @@ from services.deployer.events import (
     Event,
     failure_event,
     lease_event,
+    log_event,
+    lost_image,
     stage_event,
     state_event,
     utcnow,
@@ -42,6 +44,7 @@ FINISHED = StageEvent.PROGRESS_FINISHED
 FAILED = StageEvent.PROGRESS_FAILED
 _UNAVAILABLE = 503
 _MIB = 1024 * 1024
+_NO_IMAGE = "IMAGE_PULL_FAILED"
 
 # A handler's socket is the instances' own, a script's is put in place of the one it opens.
 _OTHER_KIND = Failure(
@@ -86,6 +89,7 @@ class Work:
         self._spec = Function.FromString(row.spec)
         self._guard = Guard(owner=replica, generation=row.generation)
         self._updating = row.ready_generation > 0
+        self._built_again = False
         self._routed: asyncio.Task[str] | None = None
         self._source = source or Source()
 
@@ -206,7 +210,7 @@ class Work:
         )
         if not self._updating:
             change.idle_timeout = lease.idle_timeout
-            if lease.ttl is not None and lease.ttl != row.ttl:
+            if lease.ttl is not None and lease.ttl != row.ttl and not row.hold_due:
                 change.ttl = lease.ttl
                 expire_time = row.create_time + lease.ttl
                 events.append(lease_event(expire_time))
@@ -245,7 +249,8 @@ class Work:
                 _mark(span, failure)
                 event = stage_event(Stage.STAGE_DEPLOY, FAILED, duration=utcnow() - begin)
                 self._put(None, [event])
-                await self._fail(failure)
+                if error.reason != _NO_IMAGE or not await self._builds_again():
+                    await self._fail(failure)
                 return
             span.set_attribute("mayfly.instance", deployed.instance)
         finished = stage_event(
@@ -263,6 +268,27 @@ class Work:
             await until_done(
                 lambda: self._tools.driver.restore([workload], endpoints), "restore_late"
             )
+
+    async def _builds_again(self) -> bool:
+        """Forget a build whose image is gone, so that it is made anew; False where it is not gone.
+
+        Its build may have ended meanwhile, since nobody could tell the builder of a renewal.
+        """
+        self._row = row = self._written(await self._write(Change(), []))
+        builds, build = self._tools.builds, row.build
+        if self._built_again or not build:
+            return False
+        if await builds.hold(build, row.uid, row.expire_time) and not await builds.lost_images(
+            [build]
+        ):
+            return False
+        self._built_again = True
+        if not self._updating:
+            # Pods that failed to pull the same image would be taken for the new ones.
+            await self._tools.driver.remove([row.uid])
+        said = log_event(LogEvent.ORIGIN_PLATFORM, lost_image(build))
+        self._row = self._written(await self._write(Change(artefact=b""), [said]))
+        return True
 
     async def _ready(self) -> None:
         if self._routed is not None:

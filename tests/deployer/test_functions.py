@@ -269,6 +269,22 @@ async def test_script_settings_apply_where_the_request_is_silent(
     await eventually(lambda: abs(builder.held[held].timestamp() - until) < 0.001)
 
 
+async def test_a_renewal_during_the_build_outdoes_the_scripts_own_ttl(
+    deployer: Running, builder: TinyBuilder
+) -> None:
+    builder.settings.ttl.seconds = 1200
+    created = await deployer.create("silent", script="serve SLOW")
+    await eventually(lambda: bool(builder.builds))
+    request = function_pb2.RenewFunctionRequest(name=created.name)
+    request.ttl.FromSeconds(4800)
+    renewed = (await deployer.functions.RenewFunction(request)).function
+    builder.go_on.set()
+    await deployer.settle("silent")
+    function = await deployer.get("silent")
+    assert function.expire_time == renewed.expire_time
+    assert function.ttl.seconds == 4800
+
+
 async def test_handler_does_not_become_a_script(deployer: Running) -> None:
     await deployer.ready("hello")
     await update(deployer, "hello", "script", script="serve")

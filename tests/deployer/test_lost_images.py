@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+import json
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from mayfly.v1.function_pb2 import RenewFunctionRequest, State, TailLogsRequest
+from mayfly.v1.function_pb2 import (
+    Function,
+    RenewFunctionRequest,
+    State,
+    TailLogsRequest,
+)
 
 from services.deployer.lost_images import Try, after, due
 
@@ -99,6 +106,53 @@ async def test_an_image_whose_build_ended_before_the_renewal_is_made_again(
         *("PENDING", "BUILDING", "DEPLOYING", "READY"),
         "READY",
     ]
+
+
+async def deploying(
+    deployer: Running, world: RecordingDriver, builder: TinyBuilder
+) -> tuple[Function, asyncio.Event]:
+    """Return a function whose image cannot be pulled once the event is set."""
+    builder.registry = "registry.example/functions"
+    world.gate = asyncio.Event()
+    function = await deployer.create("hello", ttl=60)
+    await eventually(lambda: ("deploy", function.uid) in world.calls)
+    (build,) = builder.builds.values()
+    failure = {"reason": "IMAGE_PULL_FAILED", "message": "not found", "fix": ""}
+    Path(build.artefact.directory, "deploy_fails.json").write_text(json.dumps(failure))
+    return function, world.gate
+
+
+async def test_an_image_whose_build_ended_before_the_deploy_is_made_again(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    function, gate = await deploying(deployer, world, builder)
+    (name,) = builder.builds
+    request = RenewFunctionRequest(name=function.name, ttl=Duration(seconds=600))
+    renewed = (await deployer.functions.RenewFunction(request)).function
+    builder.builds.clear()
+    gate.set()
+    assert await states(deployer, "hello") == [
+        *("PENDING", "BUILDING", "DEPLOYING"),
+        *("BUILDING", "DEPLOYING", "READY"),
+    ]
+    # What could not be pulled is gone before, and the build lasts as long as the lease.
+    of_it = [call for call, uid in world.calls if uid == function.uid]
+    assert of_it[:3] == ["deploy", "remove", "deploy"]
+    assert await told(deployer, "hello", name)
+    until = renewed.expire_time.ToDatetime(tzinfo=UTC)
+    await eventually(lambda: builder.held[name, function.uid] == until)
+
+
+async def test_an_image_that_is_there_and_cannot_be_pulled_fails_the_deploy(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world)
+    function, gate = await deploying(deployer, world, builder)
+    gate.set()
+    assert await states(deployer, "hello") == ["PENDING", "BUILDING", "DEPLOYING", "FAILED"]
+    assert (await deployer.get("hello")).failure.reason == "IMAGE_PULL_FAILED"
+    assert world.calls.count(("deploy", function.uid)) == 1
 
 
 async def test_a_builder_that_cannot_look_loses_nothing(

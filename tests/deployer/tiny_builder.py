@@ -100,6 +100,7 @@ class TinyBuilder(build_pb2_grpc.BuildServiceServicer):
         directory.mkdir(parents=True, exist_ok=True)
         entry = "script.py" if content == "script" else "handler.py"
         (directory / entry).write_text(text)
+        (directory / "deploy_fails.json").unlink(missing_ok=True)
         if "DEPLOY FAILS" in text:
             (directory / "deploy_fails.json").write_text(
                 '{"reason": "SCRIPT_EXITED", "message": "exit code 1", "fix": "listen",'
