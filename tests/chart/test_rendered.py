@@ -91,14 +91,22 @@ def test_roles_have_no_wildcard_and_hold_in_one_namespace(objects: list[Manifest
 
 
 def test_the_driver_decides_what_the_deployer_may(render: Render) -> None:
-    def groups(driver: str) -> set[str]:
+    def may(driver: str, verb: str) -> set[str]:
         role = named(render(driver=driver), "Role", "rel-mayfly-deployer")
-        return {group for rule in role["rules"] for group in rule["apiGroups"]}
+        return {
+            f"{resource}.{group}"
+            for rule in role["rules"]
+            if verb in rule["verbs"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
 
-    assert "serving.knative.dev" in groups("knative")
-    assert "apps" not in groups("knative")
-    assert "apps" in groups("deployment")
-    assert "serving.knative.dev" not in groups("deployment")
+    assert may("knative", "create") == {"services.serving.knative.dev", "secrets."}
+    # What Knative makes of its Services is only ever removed.
+    assert {"deployments.apps", "replicasets.apps"} <= may("knative", "delete")
+    assert "deployments.apps" in may("deployment", "create")
+    for verb in ("list", "delete"):
+        assert not any("knative" in each for each in may("deployment", verb))
 
 
 def test_probes_ask_by_grpc_and_liveness_for_the_process_alone(objects: list[Manifest]) -> None:
