@@ -30,7 +30,7 @@ from libs.store import Store
 from services.deployer import events
 from services.deployer.builds import BuilderUnavailable, Builds
 from services.deployer.catalog import Catalog
-from services.deployer.drivers.base import Driver
+from services.deployer.drivers.base import Driver, DriverUnavailable
 from services.deployer.drivers.base import Resource as Found
 from services.deployer.events import utcnow
 from services.deployer.lookup import Lookup
@@ -169,6 +169,9 @@ class Reclamation:
     async def _remove(self, uids: list[str]) -> tuple[dict[str, list[Found]], str]:
         try:
             return await self._driver.remove(uids), ""
+        except DriverUnavailable as error:
+            log.warning("remove_not_finished", functions=len(uids), error=str(error))
+            return {}, f"the driver: {error}"
         except Exception as error:
             log.error("remove_failed", functions=len(uids), exc_info=error)
             return {}, f"the driver: {error}"

@@ -329,9 +329,10 @@ class Work:
     async def _fail(self, failure: Failure) -> None:
         row = self._row
         failed = failure_event(failure)
-        change = Change(failed=row.generation, failure=failure.SerializeToString(), release=True)
+        change = Change(failed=row.generation, failure=failure.SerializeToString())
         if self._updating:
             # What served goes on; the state event says that the update is over.
+            change.release = True
             state = State.STATE_IDLE if row.state == State.STATE_IDLE else State.STATE_READY
             self._row = self._written(await self._write(change, [failed, state_event(state)]))
             return
@@ -343,8 +344,13 @@ class Work:
         writing = asyncio.create_task(self._write(change, [failed, event]))
         if row.uid in self._tools.reserved or not self._tools.driver.reserves:
             self._tools.reserved.discard(row.uid)
-            await self._tools.driver.fail(row.uid, _UNAVAILABLE, error_body(failure))
+            body = error_body(failure)
+            await until_done(
+                lambda: self._tools.driver.fail(row.uid, _UNAVAILABLE, body), "fail_late"
+            )
         self._row = self._written(await writing)
+        # Not before: a task without its claim is stopped, and would leave what is being removed.
+        self._row = self._written(await self._write(Change(release=True), []))
 
     def _enter(self, state: State.ValueType) -> None:
         """Say how far it is; a function that serves stays READY while its update is made."""

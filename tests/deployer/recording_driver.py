@@ -49,6 +49,8 @@ class RecordingDriver:
     """False: `remove` raises."""
     gate: asyncio.Event | None = None
     """Deploys wait for it when it is set to an event."""
+    fail_gate: asyncio.Event | None = None
+    """`fail` waits for it when it is set to an event."""
     ingress: str = ""
     """Where all functions are reached, by their hosts; told before the deploy is over."""
     reserves: bool = True
@@ -146,6 +148,9 @@ class RecordingDriver:
 
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         self.calls.append(("fail", uid))
+        if self.fail_gate is not None:
+            await self.fail_gate.wait()
+            self.calls.append(("failed", uid))
         if not self.reserves:
             await self._close(uid)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -214,3 +214,34 @@ async def test_routes_in_gateways_of_other_replicas_are_looked_at(
 
     await eventually(found)
     await gateway.leave()
+
+
+async def test_a_claim_lasts_until_what_failed_is_removed(
+    start: Start, builder: TinyBuilder, world: RecordingDriver
+) -> None:
+    deployer = await start(driver=world, claim=timedelta(milliseconds=300))
+    world.fail_gate = asyncio.Event()
+    function = await deployer.create("hello", handler="DEPLOY FAILS")
+    await deployer.settle("hello")
+    store = await Store.open(deployer.settings.database_url, SCHEMA.name, SCHEMA.queries)
+
+    async def claimed_until() -> datetime | None:
+        async with store.connection() as connection:
+            return await connection.fetchval("SELECT claim_until FROM functions")
+
+    first = await claimed_until()
+    assert first is not None
+
+    async def kept() -> bool:
+        until = await claimed_until()
+        return until is not None and until > first
+
+    await eventually(kept)
+    world.fail_gate.set()
+    await eventually(lambda: ("failed", function.uid) in world.calls)
+
+    async def free() -> bool:
+        return await claimed_until() is None
+
+    await eventually(free)
+    await store.close()
