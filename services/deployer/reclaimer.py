@@ -426,9 +426,12 @@ def _routes(
 
 
 def _plural(kind: str) -> str:
-    return (
-        f"{kind}es" if kind.endswith("s") else f"{kind[:-1]}ies" if kind[-1] == "y" else f"{kind}s"
-    )
+    name, dot, group = kind.partition(".")
+    if name.endswith("s"):
+        many = f"{name}es"
+    else:
+        many = f"{name[:-1]}ies" if name[-1] == "y" else f"{name}s"
+    return many + dot + group
 
 
 def _without_secrets(spec: bytes) -> bytes:

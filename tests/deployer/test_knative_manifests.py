@@ -187,3 +187,19 @@ def test_differences_are_found_and_what_the_server_adds_is_none():
 def replace_in(value: dict[str, Any], path: str, new: Any) -> dict[str, Any]:
     head, _, rest = path.partition(".")
     return value | {head: replace_in(value[head], rest, new) if rest else new}
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("unexpected status code 404 Not Found", "give an image that exists"),
+        ("HEAD /v2/x/manifests/1: 401 Unauthorized", "MAYFLY_IMAGE_PULL_SECRETS"),
+        ("dial tcp 10.0.0.1:443: i/o timeout", "let Knative's controller reach the registry"),
+    ],
+)
+def test_an_image_that_knative_cannot_resolve_has_the_fix_for_its_reason(said: str, fix: str):
+    ready = {"type": "Ready", "status": "False", "reason": "ContainerMissing", "message": said}
+    trouble = status.revision_trouble({"status": {"conditions": [ready]}})
+    assert trouble is not None
+    assert (trouble.reason, said in trouble.message) == ("IMAGE_PULL_FAILED", True)
+    assert fix in trouble.fix

@@ -122,16 +122,24 @@ def exit_code(end: Mapping[str, Any]) -> int:
     return 128 - code if 128 < code <= 128 + _LAST_SIGNAL else code
 
 
-def _pull_trouble(message: str, waited: float) -> Trouble | None:
+def pull_fix(message: str) -> str:
+    """What to do about an image that a registry refuses; "" where it did not say so."""
     if _GONE.search(message):
-        fix = "build the function again, or give an image that exists"
-    elif _DENIED.search(message):
-        fix = "give the cluster credentials for the registry: MAYFLY_IMAGE_PULL_SECRETS"
-    elif waited < _PULL_GRACE_SECONDS:
+        return "build the function again, or give an image that exists"
+    if _DENIED.search(message):
+        return "give the cluster credentials for the registry: MAYFLY_IMAGE_PULL_SECRETS"
+    return ""
+
+
+def _pull_trouble(message: str, waited: float) -> Trouble | None:
+    fix = pull_fix(message)
+    if not fix and waited < _PULL_GRACE_SECONDS:
         return None  # a registry that does not answer may answer the next time
-    else:
-        fix = "see that the nodes reach the registry, and trust its certificate"
-    return Trouble("IMAGE_PULL_FAILED", f"its image cannot be pulled: {message}", fix)
+    return Trouble(
+        "IMAGE_PULL_FAILED",
+        f"its image cannot be pulled: {message}",
+        fix or "see that the nodes reach the registry, and trust its certificate",
+    )
 
 
 def _ended(

@@ -55,10 +55,12 @@ def revision_trouble(revision: Manifest | None) -> Trouble | None:
         return failures.creation_trouble(message)
     ready = pods.condition(revision, "Ready")
     if ready.get("status") == "False" and ready.get("reason") == "ContainerMissing":
+        why: str = ready.get("message", "")
         return Trouble(
             "IMAGE_PULL_FAILED",
-            f"its image cannot be resolved: {ready.get('message', '')}",
-            "name the image by digest, or let Knative's controller reach the registry",
+            f"its image cannot be resolved: {why}",
+            failures.pull_fix(why)
+            or "name the image by digest, or let Knative's controller reach the registry",
         )
     return None
 
