@@ -30,7 +30,7 @@ from libs.store import Store
 from services.deployer import events
 from services.deployer.builds import BuilderUnavailable, Builds
 from services.deployer.catalog import Catalog
-from services.deployer.drivers.base import Driver, DriverUnavailable
+from services.deployer.drivers.base import Driver, DriverUnavailable, still_there
 from services.deployer.drivers.base import Resource as Found
 from services.deployer.events import utcnow
 from services.deployer.lookup import Lookup
@@ -114,8 +114,7 @@ class Reclamation:
             by_uid, driver_error = removed
             found = by_uid.get(row.uid, [])
             outcome = _outcome(row, [r for r in found if r.type != "error"], from_builder)
-            own_errors = [f"{r.id}: {r.detail}" for r in found if r.type == "error"]
-            error = "; ".join(e for e in (driver_error, builder_error, *own_errors) if e)
+            error = "; ".join(e for e in (driver_error, builder_error, still_there(found)) if e)
             outcomes[row.uid] = outcome
             if error:
                 outcome.result = ReclaimOutcome.RESULT_FAILED

@@ -20,7 +20,14 @@ from opentelemetry.trace import Span, StatusCode, Tracer
 from libs.store import Store
 from services.deployer.builds import Builds, Order
 from services.deployer.catalog import Catalog
-from services.deployer.drivers.base import Deployed, DeployFailed, Driver, Endpoint
+from services.deployer.drivers.base import (
+    Deployed,
+    DeployFailed,
+    Driver,
+    DriverUnavailable,
+    Endpoint,
+    still_there,
+)
 from services.deployer.effective import kind_before_build, kind_of, lease_of, workload_of
 from services.deployer.events import (
     Event,
@@ -282,10 +289,12 @@ class Work:
             [build]
         ):
             return False
-        self._built_again = True
         if not self._updating:
             # Pods that failed to pull the same image would be taken for the new ones.
-            await self._tools.driver.remove([row.uid])
+            removed = await self._tools.driver.remove([row.uid])
+            if left := still_there(removed[row.uid]):
+                raise DriverUnavailable(left)
+        self._built_again = True
         said = log_event(LogEvent.ORIGIN_PLATFORM, lost_image(build))
         self._row = self._written(await self._write(Change(artefact=b""), [said]))
         return True

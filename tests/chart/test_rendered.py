@@ -102,8 +102,9 @@ def test_the_driver_decides_what_the_deployer_may(render: Render) -> None:
         }
 
     assert may("knative", "create") == {"services.serving.knative.dev", "secrets."}
-    # What Knative makes of its Services is only ever removed.
+    # What Knative makes of its Services is only ever removed, and taken from its owner for that.
     assert {"deployments.apps", "replicasets.apps"} <= may("knative", "delete")
+    assert may("knative", "patch") - may("knative", "create") == {"deployments.apps"}
     assert "deployments.apps" in may("deployment", "create")
     for verb in ("list", "delete"):
         assert not any("knative" in each for each in may("deployment", verb))

@@ -80,3 +80,14 @@ async def mayfly(platform: str) -> AsyncIterator[Door]:
         yield door
     finally:
         await door.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def standing(platform: str) -> AsyncIterator[Door]:
+    """A door whose functions stay until its module's tests are done, for tests that only call
+    one; each calls it through a door of its own."""
+    door = Door(platform)
+    try:
+        yield door
+    finally:
+        await door.close()

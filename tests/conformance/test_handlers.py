@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
-from tests.conformance.door import Door, example, id_of, problem_of
+from tests.conformance.door import Door, Json, example, id_of, problem_of
 
 
 async def answer_of(
@@ -59,6 +60,13 @@ async def test_a_body_that_is_no_text_comes_as_bytes(mayfly: Door) -> None:
     assert answer.content == b"\x00\xff\xfe"
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def evaluates(standing: Door) -> Json:
+    """A handler that returns what its body says, as Python."""
+    code = "def handler(event, ctx):\n    return eval(event['body'])\n"
+    return await standing.ready(handler=code, ttl="1800s")
+
+
 @pytest.mark.parametrize(
     ("returned", "status", "kind", "content"),
     [
@@ -73,9 +81,9 @@ async def test_a_body_that_is_no_text_comes_as_bytes(mayfly: Door) -> None:
     ],
 )
 async def test_what_it_returns_is_the_response(
-    mayfly: Door, returned: str, status: int, kind: str, content: str
+    mayfly: Door, evaluates: Json, returned: str, status: int, kind: str, content: str
 ) -> None:
-    answer = await answer_of(mayfly, f"def handler(event, ctx):\n    return {returned}\n")
+    answer = await mayfly.call(evaluates, method="POST", content=returned)
     assert answer.status_code == status
     assert answer.headers["content-type"].startswith(kind)
     got = answer.text.strip('"')
@@ -159,9 +167,8 @@ async def test_what_is_not_json_is_500_with_the_cause_in_the_logs(mayfly: Door) 
     "returned",
     ["('x', 99)", "('x', 1000)", "('x', 200, {'a': 'b\\nc'})", "('x', 200, {'a b': 'c'})"],
 )
-async def test_a_malformed_answer_is_500(mayfly: Door, returned: str) -> None:
-    function = await mayfly.create(handler=f"def handler(event, ctx):\n    return {returned}\n")
-    answer = await mayfly.call(function)
+async def test_a_malformed_answer_is_500(mayfly: Door, evaluates: Json, returned: str) -> None:
+    answer = await mayfly.call(evaluates, method="POST", content=returned)
     assert answer.status_code == 500, answer.text
     assert answer.json()["error"] == "internal"
     assert "b\nc" not in str(answer.headers)

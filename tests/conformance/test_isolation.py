@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 
 from tests.conformance.door import Door, Json
 
@@ -151,12 +152,18 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Server).serve_forever()
 )
 
 
-@pytest.fixture(params=["handler", "script"])
-async def inside(mayfly: Door, request: pytest.FixtureRequest) -> Inside:
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=[{"handler": PROBE}, {"script": SCRIPT}], ids=list
+)
+async def prober(standing: Door, request: pytest.FixtureRequest) -> Json:
     """A handler and a script that try things."""
-    if request.param == "handler":
-        return Inside(mayfly, await mayfly.ready(handler=PROBE, env={"MINE": "1"}))
-    return Inside(mayfly, await mayfly.ready(script=SCRIPT, env={"MINE": "1"}))
+    return await standing.ready(**request.param, env={"MINE": "1"}, ttl="1800s")
+
+
+@pytest.fixture
+def inside(mayfly: Door, prober: Json) -> Inside:
+    """What asks one of the two."""
+    return Inside(mayfly, prober)
 
 
 def denied(result: Json) -> bool:

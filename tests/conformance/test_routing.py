@@ -33,10 +33,10 @@ ECHO = (
 )
 
 
-@pytest_asyncio.fixture
-async def echo(mayfly: Door) -> Json:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def echo(standing: Door) -> Json:
     """A script that answers with the request line, headers and body that reached it."""
-    return await mayfly.ready(script=ECHO)
+    return await standing.ready(script=ECHO, ttl="1800s")
 
 
 TARGETS = [

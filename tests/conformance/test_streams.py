@@ -17,6 +17,10 @@ from tests.conformance.door import ENDED, Door, Json, example, id_of, state_of, 
 SIZE = 50_000_000
 PIECE = b"m" * 50_000
 
+HALF = 1_000_000
+# Knative's proxies (two, in Go) pass an answer of known length on when 4 KiB of it have come.
+KEPT_BY_KNATIVE = 2 * 4096
+
 # Tells how much of an upload has arrived while it is still under way, and holds a download back
 # until it is told to go on.
 STEPS = """# /// script
@@ -54,12 +58,22 @@ class Steps(http.server.BaseHTTPRequestHandler):
             self.send({})
         else:
             self.send_response(200)
-            self.send_header("content-length", "2000000")
+            if self.path == "/chunked":
+                self.send_header("transfer-encoding", "chunked")
+            else:
+                self.send_header("content-length", "2000000")
             self.end_headers()
-            self.wfile.write(b"x" * 1000000)
-            self.wfile.flush()
+            self.half()
             go_on.wait(30)
-            self.wfile.write(b"y" * 1000000)
+            self.half()
+            if self.path == "/chunked":
+                self.wfile.write(b"0\\r\\n\\r\\n")
+
+    def half(self):
+        if self.path == "/chunked":
+            self.wfile.write(b"f4240\\r\\n" + b"x" * 1000000 + b"\\r\\n")
+        else:
+            self.wfile.write(b"x" * 1000000)
 
 http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Steps).serve_forever()
 """
@@ -138,16 +152,23 @@ async def test_an_upload_is_not_collected_on_the_way(mayfly: Door) -> None:
     assert seen[0] < 2 * half
 
 
-async def test_a_download_is_not_collected_on_the_way(mayfly: Door) -> None:
-    function = await mayfly.ready(script=STEPS)
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+async def test_a_download_is_not_collected_on_the_way(
+    mayfly: Door, driver: str, framing: str
+) -> None:
+    function = await mayfly.ready(script=STEPS, maxInstances=1)
+    kept = KEPT_BY_KNATIVE if driver == "knative" and framing == "length" else 0
     got = 0
-    async with mayfly.http.stream("GET", f"/f/{id_of(function)}/held") as response:
+    told = False
+    async with mayfly.http.stream("GET", f"/f/{id_of(function)}/{framing}") as response:
         async with asyncio.timeout(20):
             async for piece in response.aiter_bytes():
                 got += len(piece)
-                if got == 1_000_000:
+                if got >= HALF - kept and not told:
+                    assert got <= HALF
                     assert (await mayfly.call(function, "/go-on")).status_code == 200
-    assert got == 2_000_000
+                    told = True
+    assert got == 2 * HALF
 
 
 async def test_server_sent_events_outlast_the_idle_timeout(mayfly: Door) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -119,6 +119,11 @@ class Resource:
     uid: str | None
     """The function it belongs to; None for what is shared between functions."""
     detail: str
+
+
+def still_there(removed: Iterable[Resource]) -> str:
+    """What a removal could not remove, with the reasons; empty where all is gone."""
+    return "; ".join(f"{each.id}: {each.detail}" for each in removed if each.type == "error")
 
 
 @dataclass
@@ -301,7 +306,10 @@ class Driver(Protocol):
         ...
 
     async def remove(self, uids: Sequence[str]) -> dict[str, list[Resource]]:
-        """End functions at once; by uid, what was removed for each."""
+        """End functions at once; by uid, what was removed for each.
+
+        A resource of type "error" is something that is still there, with the reason.
+        """
         ...
 
     def notifications(self, wanted: Wanted) -> AsyncGenerator[Notification]:

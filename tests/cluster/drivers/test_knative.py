@@ -7,6 +7,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.kube.cluster import Cluster
+from libs.kube.kinds import DEPLOYMENT, Kind
 from services.deployer.drivers import base
 from services.deployer.drivers.cluster.settings import ClusterSettings
 from services.deployer.drivers.knative.driver import KnativeDriver
@@ -32,6 +35,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 print("serving {word}", flush=True)
+http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+TALKS = """
+import http.server, os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        while True:
+            self.wfile.write(b"9\\r\\ndata: 1\\n\\n\\r\\n")
+            time.sleep(0.1)
 http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 """
 MADE_BY_KNATIVE = (
@@ -74,6 +92,23 @@ class Running:
         deployed = await self.driver.deploy(workload, early)
         self.wanted[workload.uid] = workload
         return deployed
+
+    async def remove(self, *workloads: base.Workload, at_once: bool = False) -> None:
+        """Remove until nothing is left; a pod that is scaled down drains for half a minute."""
+        async with asyncio.timeout(90):
+            left = {each.uid for each in workloads}
+            while left:
+                removed = await self.driver.remove(sorted(left))
+                left = {uid for uid, found in removed.items() if base.still_there(found)}
+                assert not (left and at_once), removed
+
+    def streamed(
+        self, client: httpx.AsyncClient, deployed: base.Deployed
+    ) -> contextlib.AbstractAsyncContextManager[httpx.Response]:
+        assert deployed.endpoint is not None
+        return client.stream(
+            "GET", f"http://{self.address}/", headers={"host": deployed.endpoint.host}
+        )
 
     async def until_told(self, fits: Callable[[base.Notification], bool]) -> None:
         async with asyncio.timeout(60):
@@ -200,8 +235,61 @@ async def test_what_knative_made_is_gone_when_a_removal_returns(
     for each in some:
         await running.until_told(lambda told, uid=each.uid: told == base.BecameIdle(uid))
     running.wanted.clear()
-    await running.driver.remove([each.uid for each in some])
+    await running.remove(*some)
     assert cluster.kubectl(*look) == ""
+
+
+async def test_what_is_being_answered_ends_with_a_removal(
+    cluster: Any, running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The garbage collector, which is quicker now and then, would leave a pod five minutes."""
+    delete = Cluster.delete
+    waited: list[str] = []
+
+    async def late(self: Cluster, kind: Kind, namespace: str, name: str, **how: Any) -> bool:
+        if kind == DEPLOYMENT:
+            # As deep below the Revision as the pods: the collector would have come to both.
+            slices = f"kubernetes.io/service-name={name[: -len('-deployment')]}-private"
+            wait = ("-n", namespace, "wait", "--for=delete", "endpointslice", "-l", slices)
+            await asyncio.to_thread(cluster.kubectl, *wait, "--timeout=20s")
+            waited.append(name)
+        return await delete(self, kind, namespace, name, **how)
+
+    monkeypatch.setattr(Cluster, "delete", late)
+    image = pushed(cluster, tmp_path, TALKS)
+    some = [script(image, max_instances=1) for _ in range(4)]
+    deployed = await asyncio.gather(*map(running.deploy, some))
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client, AsyncExitStack() as stack:
+        answers: list[AsyncIterator[str]] = []
+        for each in deployed:
+            response = await stack.enter_async_context(running.streamed(client, each))
+            answers.append(response.aiter_lines())
+            assert await anext(answers[-1]) == "data: 1"
+        running.wanted.clear()
+        await running.remove(*some, at_once=True)
+        assert len(waited) >= len(some)
+        for lines in answers:
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                async with asyncio.timeout(3):
+                    async for line in lines:
+                        assert line in {"data: 1", ""}
+
+
+async def test_a_pod_that_was_told_to_end_before_is_waited_for(
+    cluster: Any, running: Running, tmp_path: Path
+):
+    """Its node does not hurry it any more: until it has ended, the function is not gone."""
+    image = pushed(cluster, tmp_path, SERVER.replace("{word}", "one"))
+    asleep, awake = script(image), script(image, min_instances=1)
+    await asyncio.gather(running.deploy(asleep), running.deploy(awake))
+    await running.until_told(lambda told: told == base.BecameIdle(asleep.uid))
+    running.wanted.clear()
+    removed = await running.driver.remove([asleep.uid, awake.uid])
+    assert base.still_there(removed[awake.uid]) == ""
+    assert "still there: Pod" in base.still_there(removed[asleep.uid])
+    assert cluster.kubectl("-n", running.namespace, "get", "pods", "-o", "name") != ""
+    await running.remove(asleep)
+    assert await running.driver.list_resources() == []
 
 
 async def test_failures_have_their_reasons(cluster: Any, running: Running, tmp_path: Path):

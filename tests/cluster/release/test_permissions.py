@@ -35,7 +35,7 @@ DEPLOYER = {
         f"services.serving.knative.dev: {MAKES}",
         "configurations.serving.knative.dev: list watch delete",
         "revisions.serving.knative.dev: list watch delete",
-        "deployments.apps: list watch delete",
+        "deployments.apps: patch list watch delete",
         "replicasets.apps: list watch delete",
         f"secrets: {MAKES}",
         "pods: list watch delete",

@@ -23,7 +23,12 @@ def is_ready(pod: Manifest) -> bool:
 def is_ending(pod: Manifest) -> bool:
     """Whether it is being deleted, or has ended by itself."""
     phase = pod.get("status", {}).get("phase")
-    return "deletionTimestamp" in pod["metadata"] or phase in ("Succeeded", "Failed")
+    return is_told_to_end(pod) or phase in ("Succeeded", "Failed")
+
+
+def is_told_to_end(pod: Manifest) -> bool:
+    """Whether it is being deleted; it runs until its node says otherwise."""
+    return "deletionTimestamp" in pod["metadata"]
 
 
 def ready_seconds(pod: Manifest) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.deployer.drivers.base import Resource
+from services.deployer.drivers.base import DriverUnavailable, Resource, still_there
 from services.deployer.drivers.cluster import names
 from services.deployer.drivers.cluster.world import World, resource_of, translated
 
@@ -28,4 +28,6 @@ async def remove_resource(world: World, resource: Resource) -> None:
     without the rest.
     """
     if resource.uid is not None:
-        await world.remove([resource.uid])
+        removed = await world.remove([resource.uid])
+        if left := still_there(removed[resource.uid]):
+            raise DriverUnavailable(left)

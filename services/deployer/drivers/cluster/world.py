@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 import structlog
 
 from libs.kube.cluster import Cluster
-from libs.kube.errors import KubeError
+from libs.kube.errors import KubeError, NotFound
 from libs.kube.informer import Change, Informer
 from libs.kube.kinds import (
     DEPLOYMENT,
@@ -32,8 +32,6 @@ log = structlog.get_logger()
 
 _READY_SECONDS = 20.0
 _GONE_SECONDS = 45.0
-_FORCE_SECONDS = 15.0
-_FORCE_ENDING_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _LOG_SECONDS = 5.0
 _POD_GRACE = 1
@@ -62,6 +60,7 @@ class World:
     ) -> None:
         self.settings = settings
         self.kinds = tuple(kinds)
+        self.made = tuple(made)
         self.all_kinds = (*kinds, *made, POD)
         self._cluster: Cluster | None = None
         self._stack = AsyncExitStack()
@@ -147,29 +146,60 @@ class World:
     async def remove(self, uids: Collection[str]) -> dict[str, list[Resource]]:
         """Delete all that these functions have, and wait until it is gone.
 
-        Raises DriverUnavailable where something is still there after three quarters of a minute.
+        What is still there after three quarters of a minute is told as a resource of type "error",
+        at once where all but its function are gone: a pod that was told to end before, with the
+        grace of its own, is not hurried by its node. No pod is let go of before its node says that
+        it has ended, since until then it runs.
         """
         removed: dict[str, list[Resource]] = {uid: [] for uid in uids}
         ordered = list(removed)
         slots = asyncio.Semaphore(_AT_ONCE)
-        ending: set[str] = set()
+        draining: set[str] = set()
         with translated():
             for start in range(0, len(ordered), _BATCH):
                 chosen = names.uids_selector(self.settings, ordered[start : start + _BATCH])
-                # First what would make other pods in their place, and it lets go of them: once a
-                # controller has told a pod to end with the grace of its own, its node does not
-                # hurry any more.
+                # First what would make other pods in their place, and it lets go of them: the
+                # garbage collector tells a pod to end with the grace of its own.
                 makers = [kind for kind in _TOP_DOWN if kind in self.all_kinds]
                 rest = [kind for kind in self.kinds if kind not in _TOP_DOWN]
+                await self._disown(chosen, slots)
                 made = await self._delete_all(makers, chosen, slots)
                 running, others = await asyncio.gather(
                     *(self._delete_all(kinds, chosen, slots) for kinds in ((POD,), rest))
                 )
                 for each in itertools.chain(made, running, others):
                     removed[names.uid_of(each)].append(resource_of(each))
-                ending |= {pod["metadata"]["uid"] for pod in running if pods.is_ending(pod)}
-            await asyncio.gather(*(self._until_gone(uid, slots, ending) for uid in ordered))
+                draining |= {names.uid_of(pod) for pod in running if pods.is_told_to_end(pod)}
+            await self.ready()
+            quick = [uid for uid in ordered if uid not in draining]
+            limits = (quick, _GONE_SECONDS), (draining, 0.0 if quick else _GONE_SECONDS)
+            for some, seconds in limits:
+                await asyncio.gather(*(self._until_gone(uid, slots, seconds) for uid in some))
+        for uid in ordered:
+            if left := self._left(uid):
+                detail = f"still there: {', '.join(left)}"
+                removed[uid].append(Resource("error", uid, uid, detail))
         return removed
+
+    async def _disown(self, chosen: str, slots: asyncio.Semaphore) -> None:
+        """Have Deployments belong to nothing: the garbage collector, which comes as soon as their
+        owner is gone, then leaves them and their pods alone."""
+
+        async def disown(manifest: Manifest) -> None:
+            async with slots:
+                with suppress(NotFound):
+                    await self.cluster.patch(
+                        DEPLOYMENT,
+                        self.settings.namespace,
+                        manifest["metadata"]["name"],
+                        {"metadata": {"ownerReferences": None}},
+                    )
+
+        if DEPLOYMENT not in self.made:
+            return
+        found = await self.cluster.list(DEPLOYMENT, self.settings.namespace, chosen)
+        owned = [each for each in found if each["metadata"].get("ownerReferences")]
+        await asyncio.gather(*map(disown, owned))
 
     async def _delete_all(
         self, kinds: Sequence[Kind], chosen: str, slots: asyncio.Semaphore
@@ -213,39 +243,23 @@ class World:
                 propagation="Orphan" if lets_go else "Background",
             )
 
-    async def _until_gone(
-        self, uid: str, slots: asyncio.Semaphore, ending: Collection[str]
-    ) -> None:
-        """What made pods is deleted, but may have made more; the pods are ended one by one.
-
-        ending: uids of pods that had been told to end before, with a grace of their own.
-        """
-        await self.ready()
+    async def _until_gone(self, uid: str, slots: asyncio.Semaphore, seconds: float) -> None:
+        """What made pods is deleted, but may have made more; they are ended one by one."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        asked: set[tuple[str, int]] = set()
+        asked: set[str] = set()
         with self._changes(uid) as changed:
-            while left := self._left(uid):
-                if loop.time() - began > _GONE_SECONDS:
-                    raise DriverUnavailable(f"still there: {', '.join(left)}")
-                # A kubelet that has begun to wait for a process that is deaf to SIGTERM, or for the
-                # half minute in which Knative drains a pod that is scaled down, does not wait any
-                # shorter; such a pod is let go of, and its node ends it.
-                waited = loop.time() - began
-                fresh: dict[tuple[str, int], Manifest] = {}
-                for pod in self.pods(uid):
-                    own = pod["metadata"]["uid"]
-                    limit = _FORCE_ENDING_SECONDS if own in ending else _FORCE_SECONDS
-                    fresh[own, _POD_GRACE if waited < limit else 0] = pod
+            while self._left(uid) and (waited := loop.time() - began) <= seconds:
+                fresh = {pod["metadata"]["uid"]: pod for pod in self.pods(uid)}
                 await asyncio.gather(
                     *(
-                        self._delete(POD, pod, slots, key[1])
-                        for key, pod in fresh.items()
-                        if key not in asked
+                        self._delete(POD, pod, slots, _POD_GRACE)
+                        for own, pod in fresh.items()
+                        if own not in asked
                     )
                 )
                 asked |= set(fresh)
-                if loop.time() - began > _LATE_SECONDS:
+                if waited > _LATE_SECONDS:
                     await self._delete_late(uid, slots)
                 await _wait(changed, _LOOK_SECONDS)
 

@@ -195,7 +195,9 @@ class DeploymentDriver:
 
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         """Remove what there is of it; the gateways say why it failed."""
-        await self.remove([uid])
+        removed = await self.remove([uid])
+        if left := base.still_there(removed[uid]):
+            raise base.DriverUnavailable(left)
 
     async def touch(self, uid: str, in_flight: int) -> None:
         """Nothing: the scaler reads the counts of all gateways from their rows."""

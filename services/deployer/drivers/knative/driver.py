@@ -233,7 +233,9 @@ class KnativeDriver:
 
     async def fail(self, uid: str, status: int, body: bytes) -> None:
         """Remove all of it: who waits, waits at the gateway."""
-        await self.remove([uid])
+        removed = await self.remove([uid])
+        if left := base.still_there(removed[uid]):
+            raise base.DriverUnavailable(left)
 
     async def remove(self, uids: Sequence[str]) -> dict[str, list[base.Resource]]:
         for uid in uids:
