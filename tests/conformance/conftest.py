@@ -73,9 +73,9 @@ def platform(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest_asyncio.fixture
-async def mayfly(platform: str) -> AsyncIterator[Door]:
+async def mayfly(platform: str, driver: str) -> AsyncIterator[Door]:
     """The door of the Mayfly under test; functions made through it are deleted afterwards."""
-    door = Door(platform)
+    door = Door(platform, driver)
     try:
         yield door
     finally:
@@ -83,10 +83,10 @@ async def mayfly(platform: str) -> AsyncIterator[Door]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def standing(platform: str) -> AsyncIterator[Door]:
+async def standing(platform: str, driver: str) -> AsyncIterator[Door]:
     """A door whose functions stay until its module's tests are done, for tests that only call
     one; each calls it through a door of its own."""
-    door = Door(platform)
+    door = Door(platform, driver)
     try:
         yield door
     finally:

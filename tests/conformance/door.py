@@ -114,10 +114,15 @@ async def until(
 
 
 class Door:
-    """The public port of a Mayfly. Functions made through it are deleted by `close`."""
+    """The public port of a Mayfly. Functions made through it are deleted by `close`.
 
-    def __init__(self, url: str) -> None:
+    driver: how functions run there; Knative drains a pod that it has scaled down for half a minute,
+    and no receipt comes before that.
+    """
+
+    def __init__(self, url: str, driver: str = "process") -> None:
         self.url = url.rstrip("/")
+        self._receipt_seconds = 60.0 if driver == "knative" else 15.0
         parts = urlsplit(self.url)
         self.host = parts.hostname or "localhost"
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -303,8 +308,8 @@ class Door:
             lines = await self.log_lines(function)
             raise AssertionError(f"{error}; the logs are {lines}") from error
 
-    async def receipt(self, function: Json | str, seconds: float = 15) -> Json:
-        """Wait for the receipt of a function that has ended."""
+    async def receipt(self, function: Json | str, seconds: float = 0) -> Json:
+        """Wait for the receipt of a function that has ended, `seconds` or as long as it takes."""
         uid = function.get("uid", "") if isinstance(function, dict) else ""
 
         async def probe() -> Json | None:
@@ -315,9 +320,10 @@ class Door:
             receipt: Json = response.json()
             return receipt if not uid or receipt["uid"] == uid else None
 
-        return await until(probe, seconds, what=f"the receipt of {id_of(function)}", every=0.05)
+        what = f"the receipt of {id_of(function)}"
+        return await until(probe, seconds or self._receipt_seconds, what=what, every=0.05)
 
-    async def verified_receipt(self, function: Json | str, seconds: float = 15) -> Json:
+    async def verified_receipt(self, function: Json | str, seconds: float = 0) -> Json:
         """Wait for the receipt that says that nothing is left.
 
         It is written when the function is gone; what a cluster makes of an object that has just
@@ -329,7 +335,7 @@ class Door:
             return receipt if receipt.get("verified") else None
 
         what = f"the verified receipt of {id_of(function)}"
-        return await until(probe, seconds, what=what, every=0.05)
+        return await until(probe, seconds or self._receipt_seconds, what=what, every=0.05)
 
     # gRPC
 

@@ -64,7 +64,7 @@ async def test_a_function_that_nobody_calls_ends_as_well(mayfly: Door) -> None:
 
 async def test_a_lease_can_end_during_the_build(mayfly: Door) -> None:
     function = await mayfly.create(handler="import time\ntime.sleep(30)\n" + HELLO, ttl="1s")
-    await mayfly.verified_receipt(function, 15)
+    await mayfly.verified_receipt(function)
     assert state_of(await mayfly.get(function)) == "RECLAIMED"
 
 

@@ -194,7 +194,7 @@ async def test_a_deleted_id_can_be_used_again_at_once(mayfly: Door) -> None:
     second = await mayfly.create(function_id=function_id, handler="def handler(e, c): return 'two'")
     assert second["uid"] != first["uid"]
     assert (await mayfly.call(second)).text.strip('"') == "two"
-    await mayfly.receipt(first, 20)
+    await mayfly.receipt(first)
     assert (await mayfly.call(second)).text.strip('"') == "two"
     assert (await mayfly.get(function_id))["uid"] == second["uid"]
 

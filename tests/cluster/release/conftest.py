@@ -30,7 +30,7 @@ def site(cluster: Cluster, release: Release) -> Site:
 @pytest.fixture
 async def door(release: Release) -> AsyncIterator[Door]:
     """The release's public port; functions made through it are deleted afterwards."""
-    door = Door(release.url)
+    door = Door(release.url, release.driver)
     yield door
     await door.close()
 
