@@ -266,13 +266,12 @@ async def test_the_build_log_is_there(mayfly: Door) -> None:
 
 
 async def test_a_watch_of_many_all_end(mayfly: Door, on_cluster: bool) -> None:
-    made = [await mayfly.create(handler=HELLO) for _ in range(10)]
+    made = [await mayfly.create(handler=HELLO, minInstances=1) for _ in range(10)]
     watches = [asyncio.create_task(gather_events(mayfly, f)) for f in made]
     await asyncio.gather(*(mayfly.settled(f) for f in made))
     for function in made:
         await mayfly.delete(function)
-    # Some of them sleep by then on a cluster.
-    seconds = 90 if on_cluster else 30
+    seconds = 60 if on_cluster else 30
     everything = await asyncio.wait_for(asyncio.gather(*watches), seconds)
     for events in everything:
         assert [int(e["sequence"]) for e in events] == list(range(1, len(events) + 1))

@@ -230,7 +230,7 @@ async def test_requirements_of_a_handler(mayfly: Door) -> None:
 async def test_functions_with_the_same_requirements_share_an_environment(
     mayfly: Door, driver: str
 ) -> None:
-    first = await mayfly.ready(handler=example("markdown.py"))
+    first = await mayfly.ready(handler=example("markdown.py"), minInstances=1)
     second = await mayfly.ready(handler=example("markdown.py") + "\n# another\n")
     assert first["build"] != second["build"]
     if driver != "deployment":  # there each instance installs what is locked, for itself alone

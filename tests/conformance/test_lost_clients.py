@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.door import ENDED, Door, state_of, time_of
+from tests.conformance.door import ENDED, Door, Json, state_of, time_of
 
 HELLO = "def handler(event, ctx):\n    return 'here'\n"
 # From before the request has arrived until after it has been answered.
@@ -38,15 +38,21 @@ async def send_and_leave(
     writer.transport.abort()
 
 
+async def awake(mayfly: Door, count: int) -> list[Json]:
+    """Make functions that do not sleep while the others are tried."""
+    ready = (mayfly.ready(handler=HELLO, ttl="600s", minInstances=1) for _ in range(count))
+    return await asyncio.gather(*ready)
+
+
 async def test_a_deletion(mayfly: Door, delays: list[float]) -> None:
-    for delay in delays:
-        function = await mayfly.ready(handler=HELLO)
+    made = await awake(mayfly, len(delays))
+    for function, delay in zip(made, delays, strict=True):
         await send_and_leave(mayfly, "DELETE", f"/v1/{function['name']}", None, delay)
         # Whatever became of it: when this one returns, the function answers no more.
         await mayfly.delete(function)
         answer = await mayfly.call(function)
         assert answer.status_code == 404, (delay, answer.text)
-        assert await mayfly.verified_receipt(function), delay
+    assert all(await asyncio.gather(*map(mayfly.verified_receipt, made)))
 
 
 async def test_a_creation(mayfly: Door, delays: list[float]) -> None:
@@ -63,8 +69,9 @@ async def test_a_creation(mayfly: Door, delays: list[float]) -> None:
 
 
 async def test_a_renewal(mayfly: Door) -> None:
-    for delay in DELAYS[::3]:
-        function = await mayfly.ready(handler=HELLO, ttl="600s")
+    delays = DELAYS[::3]
+    taken: list[Json] = []
+    for function, delay in zip(await awake(mayfly, len(delays)), delays, strict=True):
         path = f"/v1/{function['name']}:renew"
         await send_and_leave(mayfly, "POST", path, {"ttl": "1s"}, delay)
         found = await mayfly.get(function)
@@ -72,5 +79,7 @@ async def test_a_renewal(mayfly: Door) -> None:
             # It was taken: then everybody knows of it, the gateway and the janitor too.
             await asyncio.sleep(max(0.0, time_of(found["expireTime"]) + 0.3 - time.time()))
             assert (await mayfly.call(function)).status_code == 404, delay
-            assert await mayfly.verified_receipt(function), delay
-            assert state_of(await mayfly.get(function)) in ENDED
+            taken.append(function)
+    assert all(await asyncio.gather(*map(mayfly.verified_receipt, taken)))
+    for function in taken:
+        assert state_of(await mayfly.get(function)) in ENDED

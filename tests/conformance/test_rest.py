@@ -130,7 +130,7 @@ async def test_the_build_can_be_read_and_watched(mayfly: Door) -> None:
 
 
 async def test_the_same_source_twice_is_one_build(mayfly: Door) -> None:
-    first = await mayfly.ready(handler=HELLO + "# twice\n")
+    first = await mayfly.ready(handler=HELLO + "# twice\n", minInstances=1)
     second = await mayfly.ready(handler=HELLO + "# twice\n")
     assert first["build"] == second["build"]
     await mayfly.delete(first)
