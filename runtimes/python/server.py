@@ -158,7 +158,7 @@ class Server(Serving):
             except BlockingIOError:
                 for fd, _events in self._poll.poll():
                     if fd == self._wake_read and not self._status.draining:
-                        self._clear_wake()
+                        self._take_signals()
             except InterruptedError:
                 continue
             except OSError as error:
@@ -170,11 +170,18 @@ class Server(Serving):
                 accepted.setblocking(True)
                 return accepted
 
-    def _clear_wake(self) -> None:
+    def _take_signals(self) -> None:
+        """Do what a signal asks for: Python's handlers run in the main thread alone, which may have
+        begun to wait for a lock when it came, and has its turn only after that."""
         try:
-            os.read(self._wake_read, 512)
+            told = os.read(self._wake_read, 512)
         except BlockingIOError:
             return
+        if signal.SIGXCPU in told and not self._status.draining:
+            self._drain("cpu")
+        # Others that wait are told again: what woke them may have been read before they looked.
+        if self._status.draining or signal.SIGTERM in told or signal.SIGINT in told:
+            self._stop()
 
     def _before_handler(self) -> None:
         with self._count:
@@ -209,6 +216,8 @@ class Server(Serving):
             ready = [fd for fd, _ in poll.poll(_KEEP_ALIVE_MS)]
             if connection.socket.fileno() in ready:
                 return True
+            if self._wake_read in ready and not self._status.draining:
+                self._take_signals()
             if not ready or self._status.draining:
                 return False
             if self._listener.fileno() in ready:

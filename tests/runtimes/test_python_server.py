@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -393,6 +396,21 @@ def test_what_is_in_flight_is_finished_when_it_is_told_to_end(serve: Serve) -> N
     assert slow.getresponse().read() == b"finished"
     slow.close()
     second.close()
+    assert served.process.wait(5) == 0
+
+
+def test_it_ends_whichever_thread_has_the_signal(serve: Serve) -> None:
+    """Python's handlers run in the main thread, which waits for its turn here: it would not run
+    them, as where the signal comes just before it begins to wait."""
+    served = serve("def handler(event, ctx):\n    return 'fine'\n")
+    assert served.call().content == b"fine"  # type: ignore[attr-defined]
+    tasks = Path(f"/proc/{served.process.pid}/task")
+    main = tasks / str(served.process.pid) / "wchan"
+    deadline = time.monotonic() + 5
+    while "futex" not in main.read_text():
+        assert time.monotonic() < deadline, main.read_text()
+    (leader,) = {int(task.name) for task in tasks.iterdir()} - {served.process.pid}
+    assert ctypes.CDLL(None).tgkill(served.process.pid, leader, signal.SIGTERM) == 0
     assert served.process.wait(5) == 0
 
 
