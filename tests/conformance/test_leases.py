@@ -6,8 +6,6 @@ import asyncio
 import json
 import time
 
-import pytest
-
 from tests.conformance.door import (
     ENDED,
     Door,
@@ -24,10 +22,15 @@ HELLO = "def handler(event, ctx):\n    return 'here'\n"
 LATENESS = 0.25
 
 
-@pytest.fixture
-def brief(on_cluster: bool) -> int:
-    """Seconds of a lease that outlasts the start of a function, and not by much."""
-    return 15 if on_cluster else 3
+BRIEF = 3
+
+
+async def brief(mayfly: Door) -> Json:
+    """A function that answers and ends in `BRIEF` seconds, however long its start has taken."""
+    function = await mayfly.ready(handler=HELLO)
+    renewed = await mayfly.renew(function, f"{BRIEF}s")
+    assert renewed.status_code == 200, renewed.text
+    return renewed.json()
 
 
 async def first_refusal(mayfly: Door, function: Json, seconds: float) -> float:
@@ -45,10 +48,10 @@ async def first_refusal(mayfly: Door, function: Json, seconds: float) -> float:
     return await until(probe, seconds, what="404 after the deadline", every=0.01)
 
 
-async def test_it_answers_until_its_deadline_and_not_after(mayfly: Door, brief: int) -> None:
-    function = await mayfly.ready(handler=HELLO, ttl=f"{brief}s")
+async def test_it_answers_until_its_deadline_and_not_after(mayfly: Door) -> None:
+    function = await brief(mayfly)
     deadline = time_of(function["expireTime"])
-    refused = await first_refusal(mayfly, function, brief + 3)
+    refused = await first_refusal(mayfly, function, BRIEF + 3)
     assert -0.05 <= refused - deadline <= LATENESS
     ended = await mayfly.settled(function)
     assert state_of(ended) in ENDED
@@ -105,8 +108,8 @@ async def test_the_last_use_is_shown(mayfly: Door) -> None:
     assert abs(time_of(shown) - called) < 2.5
 
 
-async def test_a_renewal_moves_the_deadline(mayfly: Door, brief: int) -> None:
-    function = await mayfly.ready(handler=HELLO, ttl=f"{brief}s")
+async def test_a_renewal_moves_the_deadline(mayfly: Door) -> None:
+    function = await brief(mayfly)
     before = time.time()
     renewed = (await mayfly.renew(function, "60s")).json()
     assert abs(time_of(renewed["expireTime"]) - before - 60) < 2
